@@ -4,7 +4,7 @@ from twisted.application.service import ServiceMaker
 
 relayd = ServiceMaker(
     "relayd",
-    "relayd.tap",
+    "relayd.service",
     "The SMTP relay of an Active Directory network.",
     "relayd",
 )

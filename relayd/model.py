@@ -98,12 +98,14 @@ class Fault(Exception):
 
     :param reply: what the other end may read; its code says whether the fault is temporary.
     :param detail: what only the log and the history may hold.
+    :param rule: the rule of the policy that decided, where one did.
     """
 
-    def __init__(self, reply: Reply, detail: str = "") -> None:
+    def __init__(self, reply: Reply, detail: str = "", rule: Rule | None = None) -> None:
         super().__init__(detail or str(reply))
         self.reply = reply
         self.detail = detail
+        self.rule = rule
 
     @property
     def temporary(self) -> bool:

@@ -1,0 +1,166 @@
+"""The accounts file: local accounts, for hosts without a directory.
+
+One JSON object, written by ``relayctl account``: ``{"accounts": {NAME: {"password": ARGON2, "addresses": […],
+"groups": […]}}}``. It holds argon2id hashes (RFC 9106), never a password. It is replaced atomically and read again when
+it has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as File
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from ldap3.core.exceptions import LDAPInvalidValueError
+from ldap3.protocol.sasl.sasl import sasl_prep
+
+
+class AccountsFileError(Exception):
+    """The accounts file cannot be read or written, or does not hold what it must; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One local account. *password* is an argon2id hash in PHC string form."""
+
+    name: str
+    password: str
+    addresses: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+def prepared(text: str) -> str:
+    """*text* by SASLprep (RFC 4013).
+
+    :raises ValueError: it holds what SASLprep prohibits.
+    """
+    try:
+        return str(sasl_prep(text))  # type: ignore[no-untyped-call]
+    except LDAPInvalidValueError as error:
+        raise ValueError(f"not allowed in a name or password: {error}") from None
+
+
+class AccountsFile:
+    """The accounts in *file*. All methods block for a moment: they are for a thread or a command line."""
+
+    def __init__(self, file: File, hasher: PasswordHasher | None = None) -> None:
+        self.file = file
+        self._hasher = hasher or PasswordHasher()
+        self._stamp: tuple[int, int, int] | None = None
+        self._accounts: dict[str, Account] = {}
+        # Checked in place of an account that does not exist, so that both take the same time.
+        self._nobody = self._hasher.hash(os.urandom(16))
+
+    def accounts(self) -> Mapping[str, Account]:
+        """All accounts by folded name. A file that does not exist yet holds none.
+
+        :raises AccountsFileError: the file is there and cannot be used.
+        """
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            self._stamp, self._accounts = None, {}
+            return self._accounts
+        except OSError as error:
+            raise AccountsFileError(f"{self.file}: {error.strerror}") from None
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if stamp != self._stamp:
+            self._accounts = self._read()
+            self._stamp = stamp
+        return self._accounts
+
+    def find(self, name: str) -> Account | None:
+        """The account called *name*, in any case."""
+        try:
+            return self.accounts().get(prepared(name).casefold())
+        except ValueError:
+            return None
+
+    def verify(self, name: str, password: str) -> Account | None:
+        """The account, when *password* is right. Takes as long for a name that does not exist."""
+        account = self.find(name)
+        try:
+            self._hasher.verify(account.password if account else self._nobody, prepared(password))
+        except (Argon2Error, InvalidHashError, ValueError):
+            return None
+        return account
+
+    def add(self, name: str, password: str, addresses: tuple[str, ...], groups: tuple[str, ...]) -> Account:
+        """Adds an account, or replaces the one of this name.
+
+        :raises ValueError: the name or the password is not allowed.
+        """
+        name = prepared(name)
+        if not name or any(c in name for c in "\\/:\0") or len(name) > 255:
+            raise ValueError(f"not a name for an account: {name!r}")
+        if not password:
+            raise ValueError("an empty password is not allowed")
+        hashed = self._hasher.hash(prepared(password))
+        account = Account(name, hashed, tuple(a.lower() for a in addresses), groups)
+        self._write({**self.accounts(), name.casefold(): account})
+        return account
+
+    def remove(self, name: str) -> bool:
+        """Removes an account; False where there is none of this name."""
+        accounts = dict(self.accounts())
+        if accounts.pop(prepared(name).casefold(), None) is None:
+            return False
+        self._write(accounts)
+        return True
+
+    def _read(self) -> dict[str, Account]:
+        try:
+            document = json.loads(self.file.read_text("utf-8"))
+            return {
+                name.casefold(): Account(
+                    str(name),
+                    str(entry["password"]),
+                    tuple(str(a).lower() for a in entry.get("addresses", ())),
+                    tuple(str(g) for g in entry.get("groups", ())),
+                )
+                for name, entry in document["accounts"].items()
+            }
+        except OSError as error:
+            raise AccountsFileError(f"{self.file}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AccountsFileError(f"{self.file}: not an accounts file: {error!r}") from None
+
+    def _write(self, accounts: Mapping[str, Account]) -> None:
+        document = {
+            "accounts": {
+                a.name: {"password": a.password, "addresses": list(a.addresses), "groups": list(a.groups)}
+                for a in sorted(accounts.values(), key=lambda a: a.name.casefold())
+            }
+        }
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # mkstemp: mode 0600 from the start.
+            handle, temporary = tempfile.mkstemp(prefix=f".{self.file.name}.", dir=self.file.parent)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as out:
+                    json.dump(document, out, ensure_ascii=False, indent=2)
+                    out.write("\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+                self._keep_owner(temporary)
+                os.replace(temporary, self.file)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise AccountsFileError(f"{self.file}: {error.strerror}") from None
+        self._stamp = None
+
+    def _keep_owner(self, temporary: str) -> None:
+        """root adds an account to a file that the service's user must go on reading."""
+        try:
+            old = self.file.stat()
+        except FileNotFoundError:
+            old = self.file.parent.stat()
+        if os.geteuid() == 0:
+            os.chown(temporary, old.st_uid, old.st_gid)

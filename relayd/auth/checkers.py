@@ -1,0 +1,116 @@
+"""cred checkers: each vouches for one source of accounts. The avatar id is a Principal, or ANONYMOUS."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+
+from twisted.cred.checkers import ANONYMOUS, ICredentialsChecker
+from twisted.cred.credentials import IAnonymous
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred, succeed
+from zope.interface import implementer
+
+from relayd.auth.accounts import Account, AccountsFile, AccountsFileError
+from relayd.auth.credentials import IPassword, Password
+from relayd.auth.lockout import FailureCount
+from relayd.model import Fault, Principal, Reply
+from relayd.threads import BoundedPool
+
+#: How long a right password is not checked again, in seconds: devices log in for every message.
+REMEMBERED = 60.0
+
+_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
+
+
+@implementer(ICredentialsChecker)
+class AnonymousChecker:
+    """Lets everybody in as nobody: whether a session without authentication may do anything is the policy's
+    question, not cred's."""
+
+    credentialInterfaces = (IAnonymous,)
+
+    def requestAvatarId(self, credentials: object) -> Deferred[bytes | tuple[()]]:
+        return succeed(ANONYMOUS)
+
+
+@implementer(ICredentialsChecker)
+class AccountsChecker:
+    """Checks name and password against the accounts file, in a thread: argon2 is meant to be slow.
+
+    :param pool: a full one is 454 4.7.0.
+    :param failures: past its limit for an account and client, 454 4.7.0 without a look at the password.
+    :param clock: seconds, monotonic.
+    """
+
+    credentialInterfaces = (IPassword,)
+
+    def __init__(
+        self, accounts: AccountsFile, pool: BoundedPool, failures: FailureCount, clock: Callable[[], float]
+    ) -> None:
+        self._accounts = accounts
+        self._pool = pool
+        self._failures = failures
+        self._clock = clock
+        self._key = os.urandom(32)
+        self._remembered: dict[bytes, tuple[float, Account]] = {}
+
+    # cred hands any avatar id on to the realm; its annotation knows bytes alone.
+    def requestAvatarId(self, credentials: Password) -> Deferred[Principal]:  # type: ignore[override]
+        return Deferred.fromCoroutine(self._check(credentials))
+
+    async def _check(self, credentials: Password) -> Principal:
+        try:
+            name = credentials.username.decode("utf-8")
+            password = credentials.password.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UnauthorizedLogin("name or password is not UTF-8") from None
+        if not password:
+            raise UnauthorizedLogin("empty password")
+        who = (name.casefold(), str(credentials.client.peer))
+        if self._failures.blocked(who):
+            raise Fault(_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
+        account = self._recall(name, password)
+        if account is None:
+            account = await self._verify(name, password)
+        if account is None:
+            self._failures.failed(who)
+            raise UnauthorizedLogin("unknown account or wrong password")
+        self._failures.succeeded(who)
+        return Principal(
+            name=account.name,
+            mechanism=credentials.mechanism,
+            source="accounts",
+            groups=frozenset(account.groups),
+            addresses=account.addresses,
+        )
+
+    async def _verify(self, name: str, password: str) -> Account | None:
+        try:
+            account = await self._pool.run(self._accounts.verify, name, password)
+        except AccountsFileError as error:
+            raise Fault(_UNAVAILABLE, str(error)) from None
+        if account is not None:
+            if len(self._remembered) > 10_000:
+                self._remembered.clear()
+            self._remembered[self._digest(name, password)] = (self._clock() + REMEMBERED, account)
+        return account
+
+    def _recall(self, name: str, password: str) -> Account | None:
+        """The account, when this very password was right of late and the account is still the same."""
+        digest = self._digest(name, password)
+        until, account = self._remembered.get(digest, (0.0, None))
+        if account is None:
+            return None
+        try:
+            if self._clock() < until and self._accounts.find(name) == account:
+                return account
+        except AccountsFileError:
+            pass
+        del self._remembered[digest]
+        return None
+
+    def _digest(self, name: str, password: str) -> bytes:
+        return hmac.digest(self._key, f"{len(name)}:{name}{password}".encode(), hashlib.sha256)

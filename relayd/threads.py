@@ -1,0 +1,68 @@
+"""Bounded thread pools, for the libraries that block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from relayd.model import Fault, Reply
+
+T = TypeVar("T")
+
+
+class BoundedPool:
+    """Runs blocking calls in up to *threads* threads, with at most *waiting* more calls in line.
+
+    A full pool answers at once (design, promise 5): the Deferred fails with 451 4.3.2, or with *full*.
+    Threads start with the first call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reactor: IReactorFromThreads,
+        *,
+        threads: int,
+        waiting: int,
+        full: Reply | None = None,
+    ) -> None:
+        self.name = name
+        self.pending = 0
+        self._most = threads + waiting
+        self._full = full or Reply.of(451, "4.3.2", "System busy, please try again later")
+        self._reactor = reactor
+        self._pool = ThreadPool(0, threads, name=name)
+        self._started = False
+
+    def run(self, call: Callable[..., T], *args: object) -> Deferred[T]:
+        """The result of ``call(*args)``, made in a thread."""
+        if self.pending >= self._most:
+            return fail(Fault(self._full, f"thread pool {self.name} is full ({self.pending} calls)"))
+        if not self._started:
+            self._pool.start()
+            self._started = True
+        self.pending += 1
+        result: Deferred[T] = Deferred()
+
+        def done(success: bool, value: T | Failure) -> None:
+            self.pending -= 1
+            if success:
+                result.callback(value)  # type: ignore[arg-type]
+            else:
+                result.errback(value)
+
+        self._pool.callInThreadWithCallback(
+            lambda success, value: self._reactor.callFromThread(done, success, value), call, *args
+        )
+        return result
+
+    def stop(self) -> None:
+        """Waits for the calls that run, and ends the threads."""
+        if self._started:
+            self._pool.stop()
+            self._started = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
@@ -52,9 +52,9 @@ class BoundedPool:
         def done(success: bool, value: T | Failure) -> None:
             self.pending -= 1
             if success:
-                result.callback(value)  # type: ignore[arg-type]
+                result.callback(cast(T, value))
             else:
-                result.errback(value)
+                result.errback(cast(Failure, value))
 
         self._pool.callInThreadWithCallback(
             lambda success, value: self._reactor.callFromThread(done, success, value), call, *args

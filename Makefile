@@ -1,0 +1,47 @@
+# The two commands that a newcomer needs: make run, make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: run test lint bench fuzz soak lab clean packages
+.DEFAULT_GOAL := run
+
+# A machine without python3-venv gets told what to install; nothing else is needed to run relayd.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "relayd needs Python 3.11 or later; $(PYTHON) is older" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "apt-get install python3-venv, then try again" >&2; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel
+
+$(VENV)/run.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing relayd into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/run.stamp
+
+run: $(VENV)/run.stamp
+	@mkdir -p var
+	@exec $(BIN)/twistd --nodaemon --pidfile= relayd --config etc/relayd.toml
+
+packages: $(VENV)/test.stamp
+	@$(BIN)/python -m tests.lab.packages
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: packages lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(PYTEST_ARGS)
+
+bench: packages
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) var build dist *.egg-info

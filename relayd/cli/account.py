@@ -1,0 +1,91 @@
+"""``relayctl account``: the accounts file, for hosts without a directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path as File
+
+import click
+
+from relayd.auth import AccountsFile
+from relayd.cli.context import Context, pass_context
+
+
+def _accounts(context: Context) -> AccountsFile:
+    file = context.settings.accounts.file
+    if file is None:
+        raise click.ClickException(f"{context.config}: [accounts] file is not set; write where accounts are kept")
+    return AccountsFile(file)
+
+
+@click.group()
+def account() -> None:
+    """Local accounts."""
+
+
+@account.command()
+@click.argument("name")
+@click.option("--password-file", metavar="F|-", help="Its first line is the password; -: standard input.")
+@click.option("--address", "addresses", multiple=True, metavar="A", help="A mail address of the account's own.")
+@click.option("--group", "groups", multiple=True, metavar="G", help="A group the account belongs to.")
+@pass_context
+def add(
+    context: Context, name: str, password_file: str | None, addresses: tuple[str, ...], groups: tuple[str, ...]
+) -> None:
+    """Adds an account, or replaces it."""
+    accounts = _accounts(context)
+    replaced = accounts.find(name) is not None
+    try:
+        added = accounts.add(name, _password(password_file), addresses, groups)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if context.as_json:
+        context.document({"name": added.name, "addresses": list(added.addresses), "groups": list(added.groups)})
+    else:
+        click.echo(f"{added.name}: {'replaced' if replaced else 'added'} in {accounts.file}")
+
+
+@account.command("list")
+@pass_context
+def list_(context: Context) -> None:
+    """Lists the accounts; passwords are not shown."""
+    found = sorted(_accounts(context).accounts().values(), key=lambda a: a.name.casefold())
+    if context.as_json:
+        context.documents(
+            {"name": a.name, "addresses": list(a.addresses), "groups": list(a.groups)} for a in found
+        )
+    else:
+        rows = [(a.name, ", ".join(a.addresses), ", ".join(a.groups)) for a in found]
+        context.table(("NAME", "ADDRESSES", "GROUPS"), rows)
+
+
+@account.command()
+@click.argument("name")
+@pass_context
+def remove(context: Context, name: str) -> int:
+    """Removes an account."""
+    accounts = _accounts(context)
+    try:
+        removed = accounts.remove(name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if context.as_json:
+        context.document({"name": name, "removed": removed})
+    elif removed:
+        click.echo(f"{name}: removed from {accounts.file}")
+    else:
+        click.echo(f"{name}: no such account in {accounts.file}", err=True)
+    return 0 if removed else 1
+
+
+def _password(file: str | None) -> str:
+    """From *file*, standard input, or asked for twice."""
+    if file is None:
+        if not sys.stdin.isatty():
+            raise click.ClickException("no terminal to ask for the password; use --password-file")
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    try:
+        text = sys.stdin.read() if file == "-" else File(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{file}: {error}") from None
+    return text.split("\n", 1)[0].rstrip("\r")

@@ -1,0 +1,15 @@
+"""The running server's API: HTTP and JSON over a unix socket that only its owner may open."""
+
+from relayd.control.api import ControlSite, Status
+from relayd.control.client import ControlClient, ControlError, Unreachable
+from relayd.control.documents import filter_from, queue_document
+
+__all__ = [
+    "ControlClient",
+    "ControlError",
+    "ControlSite",
+    "Status",
+    "Unreachable",
+    "filter_from",
+    "queue_document",
+]

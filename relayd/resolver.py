@@ -1,0 +1,347 @@
+"""DNS for those who decide and those who deliver: names of a client, mail exchangers, addresses of a host.
+
+dnspython blocks, so it runs in a thread pool of its own. What waits for a thread is bounded: when DNS hangs,
+the callers hear 451 4.3.2 at once instead of queueing up. Answers are kept for their TTL, and equal questions
+that are asked at the same time become one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+import dns.reversename
+import idna
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.names.hosts import searchFileForAll
+from twisted.python.failure import Failure
+from twisted.python.filepath import FilePath
+from twisted.python.threadpool import ThreadPool
+
+from relayd.model import NO_NAMES, Fault, IPAddress, Names, Reply
+
+__all__ = ["NoSuchDomain", "NullMx", "Resolver", "a_label"]
+
+#: Longest time an answer is kept, whatever its TTL says, in seconds; and an answer that says "none".
+KEEP, KEEP_NEGATIVE = 3600.0, 300.0
+#: How long a failure is remembered: a dead name server must not cost every session its time-out (RFC 2308 7).
+KEEP_FAILURE = 5.0
+#: Answers held at most.
+CACHE_SIZE = 20_000
+#: PTR names of one address that are looked at: whoever owns the reverse zone chooses how many there are.
+PTR_NAMES = 8
+#: What may be asked and wait for a thread, beyond the threads themselves.
+WAITING = 256
+
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+
+
+class NullMx(Fault):
+    """The domain says that it takes no mail (RFC 7505)."""
+
+    def __init__(self, domain: str) -> None:
+        # RFC 7505 4.2: 556 and 5.1.10 where the recipient's domain has a null MX.
+        super().__init__(Reply.of(556, "5.1.10", f"The domain {domain} does not accept mail"))
+
+
+class NoSuchDomain(Fault):
+    """The name is not in the DNS, or cannot be."""
+
+    def __init__(self, name: str, detail: str = "") -> None:
+        super().__init__(Reply.of(550, "5.1.2", f"The domain {name} does not exist"), detail)
+
+
+class _Threads(Protocol):
+    """What is needed of a reactor."""
+
+    def seconds(self) -> float: ...
+
+    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """*records* as plain values; *failure* says why there is no answer; *exists* is False for NXDOMAIN."""
+
+    records: tuple[Any, ...] = ()
+    exists: bool = True
+    failure: str = ""
+    ttl: float = KEEP_FAILURE
+
+
+_Key = tuple[dns.name.Name, str]
+
+
+def a_label(domain: str) -> str:
+    """*domain* in A-labels, lower case, without its final dot (RFC 5890).
+
+    :raises NoSuchDomain: it cannot be a domain name.
+    """
+    domain = domain.rstrip(".").lower()
+    try:
+        if not domain.isascii():
+            domain = idna.encode(domain, uts46=True).decode("ascii").lower()
+        # Parsed for its limits: labels of 63 octets, names of 255, no empty label.
+        parsed = dns.name.from_text(domain)
+    except (idna.IDNAError, dns.exception.DNSException, UnicodeError) as error:
+        raise NoSuchDomain(domain, str(error)) from None
+    if parsed == dns.name.root:
+        raise NoSuchDomain(domain or "(empty)")
+    return domain
+
+
+class Resolver:
+    """A caching stub resolver.
+
+    :param servers: addresses of name servers, ``192.0.2.1``, ``192.0.2.1:53``, ``2001:db8::1`` or
+        ``[2001:db8::1]:53``; none = the system's.
+    :param reactor: gives the time and takes the answers.
+    :param timeout: seconds for one question, all servers together.
+    :param threads: questions under way at most.
+    :param hosts: the hosts(5) file that :meth:`addresses` reads first.
+    """
+
+    def __init__(
+        self,
+        servers: tuple[str, ...] = (),
+        *,
+        reactor: _Threads,
+        timeout: float = 5.0,
+        threads: int = 8,
+        waiting: int = WAITING,
+        hosts: str = "/etc/hosts",
+    ) -> None:
+        self._reactor = reactor
+        self._timeout = timeout
+        self._hosts = FilePath(hosts)
+        self._bound = threads + waiting
+        self._pool = ThreadPool(0, threads, name="dns")
+        self._cache: dict[_Key, tuple[float, _Answer]] = {}
+        self._asked: dict[_Key, list[Deferred[_Answer]]] = {}
+        self._closed = False
+        self._stub, self._unconfigured = _stub(servers)
+
+    @property
+    def waiting(self) -> int:
+        """Questions that are asked and not yet answered."""
+        return len(self._asked)
+
+    async def names(self, address: IPAddress) -> Names:
+        """What reverse DNS says of *address*, forward-confirmed. Never fails: see :attr:`Names.failed`.
+
+        :raises Fault: 451 4.3.2, too many questions wait.
+        """
+        pointer = await self._ask(dns.reversename.from_address(str(address)), "PTR")
+        if pointer.failure:
+            return Names(failed=True)
+        if not pointer.records:
+            return NO_NAMES
+        kind = "A" if isinstance(address, IPv4Address) else "AAAA"
+        names = tuple(dict.fromkeys(pointer.records))[:PTR_NAMES]
+        # All are asked before the first is waited for.
+        asked = [
+            self._ask(dns.name.from_text(name), kind) if _HOST_NAME.fullmatch(name) else None
+            for name in names
+        ]
+        confirmed: list[str] = []
+        claimed: list[str] = []
+        failed = False
+        for name, question in zip(names, asked, strict=True):
+            answer = await question if question is not None else _Answer()
+            failed = failed or bool(answer.failure)
+            (confirmed if address in answer.records else claimed).append(name)
+        return Names(tuple(confirmed), tuple(claimed), failed)
+
+    async def mx(self, domain: str) -> tuple[tuple[int, str], ...]:
+        """The mail exchangers of *domain* as (preference, host), best first (RFC 5321 5.1).
+
+        :returns: () where there is no MX record: the domain's own addresses stand in.
+        :raises NullMx: the domain takes no mail.
+        :raises NoSuchDomain: there is no such name.
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        name = dns.name.from_text(a_label(domain))
+        answer = await self._ask(name, "MX")
+        if answer.failure:
+            raise _unanswered(domain, answer)
+        if not answer.exists:
+            raise NoSuchDomain(domain)
+        exchangers: list[tuple[int, str]] = sorted(record for record in answer.records if record[1])
+        if answer.records and not exchangers:
+            raise NullMx(domain)
+        return tuple(exchangers)
+
+    async def addresses(self, host: str) -> tuple[IPAddress, ...]:
+        """The IPv6 and IPv4 addresses of *host*, from the hosts file or DNS; () where it has none.
+
+        A name of one label is looked up in the system's search list as well.
+
+        :raises NoSuchDomain: there is no such name.
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        try:
+            return (ip_address(host.strip("[]").removeprefix("IPv6:")),)
+        except ValueError:
+            host = a_label(host)
+        # RFC 6761 6.3: localhost is never asked of DNS.
+        if host == "localhost" or host.endswith(".localhost"):
+            return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+        name = dns.name.from_text(host, dns.name.root if "." in host else None)
+        asked = (self._ask(name, "AAAA"), self._ask(name, "A"))
+        answers = [await question for question in asked]
+        addresses = tuple(dict.fromkeys(record for answer in answers for record in answer.records))
+        if addresses:
+            return addresses
+        for answer in answers:
+            if answer.failure:
+                raise _unanswered(host, answer)
+        if not all(answer.exists for answer in answers):
+            raise NoSuchDomain(host)
+        return ()
+
+    def forget(self) -> None:
+        """Forgets all answers."""
+        self._cache.clear()
+
+    def close(self) -> Deferred[None]:
+        """Takes no more questions. Fires when the threads have ended; nobody needs to wait for that."""
+        self._closed = True
+        if not self._pool.started:
+            return _succeeded()
+        stopped: Deferred[None] = deferToThread(self._pool.stop)
+        return stopped
+
+    def _ask(self, name: dns.name.Name, kind: str) -> Deferred[_Answer]:
+        key = (name, kind)
+        kept = self._cache.get(key)
+        answer: Deferred[_Answer] = Deferred()
+        if kept is not None:
+            if kept[0] > self._reactor.seconds():
+                answer.callback(kept[1])
+                return answer
+            del self._cache[key]
+        if (waiting := self._asked.get(key)) is not None:
+            waiting.append(answer)
+        elif self._closed or len(self._asked) >= self._bound:
+            answer.errback(
+                Fault(Reply.of(451, "4.3.2", "Too busy, try again later"), "DNS: no thread is free")
+            )
+        else:
+            self._asked[key] = [answer]
+            if not self._pool.started:
+                self._pool.start()
+            self._pool.callInThreadWithCallback(
+                lambda success, result: self._reactor.callFromThread(self._answered, key, success, result),
+                self._resolve,
+                name,
+                kind,
+            )
+        return answer
+
+    def _answered(self, key: _Key, success: bool, result: _Answer | Failure) -> None:
+        if isinstance(result, _Answer):
+            answer = result
+        else:
+            answer = _Answer(failure=f"internal: {result.getErrorMessage()}")
+        if answer.ttl > 0:
+            now = self._reactor.seconds()
+            if len(self._cache) >= CACHE_SIZE:
+                self._cache = {k: kept for k, kept in self._cache.items() if kept[0] > now}
+            if len(self._cache) >= CACHE_SIZE:
+                self._cache.clear()
+            self._cache[key] = (now + answer.ttl, answer)
+        for waiting in self._asked.pop(key):
+            waiting.callback(answer)
+
+    def _resolve(self, name: dns.name.Name, kind: str) -> _Answer:
+        """Asks; in a thread of the pool."""
+        if kind in ("A", "AAAA") and (known := self._in_hosts_file(name)):
+            wanted = IPv4Address if kind == "A" else IPv6Address
+            return _Answer(tuple(a for a in known if isinstance(a, wanted)), ttl=KEEP_FAILURE)
+        if self._stub is None:
+            return _Answer(failure=self._unconfigured)
+        try:
+            found = self._stub.resolve(
+                name, kind, raise_on_no_answer=False, lifetime=self._timeout, search=not name.is_absolute()
+            )
+        except dns.resolver.NXDOMAIN as error:
+            responses: dict[Any, dns.message.QueryMessage] = error.kwargs.get("responses", {})
+            return _Answer(exists=False, ttl=_negative_ttl(list(responses.values())))
+        except (dns.exception.DNSException, OSError, EOFError) as error:
+            return _Answer(failure=f"{name} {kind}: {error}")
+        ttl = float(found.chaining_result.minimum_ttl)
+        if found.rrset is None:
+            return _Answer(ttl=min(ttl, KEEP_NEGATIVE))
+        return _Answer(tuple(_value(record) for record in found.rrset), ttl=min(ttl, KEEP))
+
+    def _in_hosts_file(self, name: dns.name.Name) -> list[IPAddress]:
+        text = name.to_text(omit_final_dot=True).encode("ascii")
+        found: list[str] = searchFileForAll(self._hosts, text)  # type: ignore[no-untyped-call]
+        return [ip_address(address) for address in found]
+
+
+def _stub(servers: Sequence[str]) -> tuple[dns.resolver.Resolver | None, str]:
+    """dnspython's resolver, or why there is none."""
+    try:
+        stub = dns.resolver.Resolver(configure=not servers)
+    except dns.resolver.NoResolverConfiguration as error:
+        return None, f"no name server is configured: {error}"
+    if servers:
+        stub.nameservers = [_server(text) for text in servers]
+    stub.use_edns(0, 0, 1232)  # the size that does not fragment (DNS flag day 2020)
+    stub.cache = None
+    return stub, ""
+
+
+def _server(text: str) -> dns.nameserver.Nameserver:
+    """*text* as a name server's address and port.
+
+    :raises ValueError: it is neither an address nor address:port.
+    """
+    try:
+        return dns.nameserver.Do53Nameserver(str(ip_address(text.strip("[]"))), 53)
+    except ValueError:
+        host, _, port = text.rpartition(":")
+        return dns.nameserver.Do53Nameserver(str(ip_address(host.strip("[]"))), int(port))
+
+
+def _value(record: Any) -> Any:
+    """A record's data as a plain value: a host name in lower case, an address, or (preference, host)."""
+    match record.rdtype:
+        case dns.rdatatype.MX:
+            return (int(record.preference), record.exchange.to_text(omit_final_dot=True).lower().strip("."))
+        case dns.rdatatype.PTR:
+            return record.target.to_text(omit_final_dot=True).lower()
+        case _:
+            return ip_address(record.address)
+
+
+def _negative_ttl(responses: Sequence[dns.message.QueryMessage]) -> float:
+    """How long "no such name" holds (RFC 2308 5)."""
+    ttls: list[float] = []
+    for response in responses:
+        try:
+            ttls.append(response.resolve_chaining().minimum_ttl)
+        except dns.exception.DNSException:
+            return 0.0
+    return min([*ttls, KEEP_NEGATIVE])
+
+
+def _unanswered(name: str, answer: _Answer) -> Fault:
+    return Fault(Reply.of(451, "4.4.3", f"DNS did not answer for {name}"), answer.failure)
+
+
+def _succeeded() -> Deferred[None]:
+    done: Deferred[None] = Deferred()
+    done.callback(None)
+    return done

@@ -1,0 +1,18 @@
+"""May it? Pure functions over values: access, relay, send-as; why; and is it an open relay?"""
+
+from relayd.policy.domains import DomainTable
+from relayd.policy.explain import Explanation, Question, explain
+from relayd.policy.hosts import HostMatcher
+from relayd.policy.policy import Policy
+from relayd.policy.steps import Step, Trace
+
+__all__ = [
+    "DomainTable",
+    "Explanation",
+    "HostMatcher",
+    "Policy",
+    "Question",
+    "Step",
+    "Trace",
+    "explain",
+]

@@ -1,0 +1,129 @@
+"""The content of DATA (RFC 5321 4.1.1.4, 4.5.2), in bulk over chunks.
+
+Both directions hold back the few octets at the end of a chunk whose meaning the next chunk decides, so that
+whatever is checked and replaced never spans two chunks. A stream starts as if a CRLF stood before it: thus a dot
+that is the very first octet is a dot at the start of a line.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relayd.wire.octets import UncleanMessage, unclean
+
+_END: Final = b"\r\n.\r\n"
+_LINE_START: Final = b"\r\n"  # stands before the first octet of a stream; never given out
+
+# Ends of a chunk that may be the beginning of something: of the terminator, or, from a legacy client, of a line with a dot.
+_STRICT_HOLDS: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
+_LEGACY_HOLDS: Final = (*_STRICT_HOLDS, b"\n.\r", b"\n.", b"\n")
+
+
+class DataReader:
+    """Reads what follows the 354 to DATA, up to its end: CRLF.CRLF and nothing else.
+
+    :param legacy: repair bare LF to CRLF. A line that holds one dot alone, and does not end DATA, then stays as it is.
+    :ivar fault: empty, or what was wrong first: ``bare CR``, ``bare LF``, ``NUL``. The message is to be read to its
+        end and then refused; from the fault on there is no content.
+    """
+
+    __slots__ = ("_first", "_held", "_holds", "_legacy", "fault")
+
+    def __init__(self, *, legacy: bool = False) -> None:
+        self.fault = ""
+        self._legacy = legacy
+        self._holds = _LEGACY_HOLDS if legacy else _STRICT_HOLDS
+        self._held = _LINE_START
+        self._first = True
+
+    def feed(self, octets: bytes) -> tuple[bytes, bytes | None]:
+        """Take the next octets.
+
+        :returns: content, un-dot-stuffed; and None as long as the end was not seen, else what came behind it.
+            The reader is used up then.
+        """
+        octets = self._held + octets
+        dot = octets.find(b"\r\n.")
+        end = octets.find(_END, dot) if dot >= 0 else -1
+        rest: bytes | None
+        if end >= 0:
+            rest = octets[end + len(_END) :]
+            octets = octets[: end + 2]
+            self._held = b""
+        else:
+            rest = None
+            self._held = held = next((hold for hold in self._holds if octets.endswith(hold)), b"")
+            if held:
+                octets = octets[: -len(held)]
+        if self.fault or not octets:
+            return b"", rest
+        content = self._decode(octets, dot >= 0)
+        if self._first:
+            self._first = False
+            content = content[len(_LINE_START) :]
+        return content, rest
+
+    def _decode(self, octets: bytes, dots: bool) -> bytes:
+        wrong = unclean(octets)
+        if not wrong:
+            return octets.replace(b"\r\n.", b"\r\n") if dots else octets
+        if self._legacy:
+            octets = octets.replace(b"\r\n", b"\n")
+            if b"\r" not in octets and b"\0" not in octets:
+                return _repair(octets)
+            wrong = "bare CR" if unclean(octets) else wrong
+        self.fault = wrong
+        return b""
+
+
+def _repair(octets: bytes) -> bytes:
+    """Un-dot-stuff lines that end in LF, and end them in CRLF."""
+    if b"\n." in octets:
+        # Dots that stand alone are doubled first. Neighbours share a line end: twice finds them all.
+        for _ in range(2):
+            octets = octets.replace(b"\n.\n", b"\n..\n")
+        octets = octets.replace(b"\n.", b"\n")
+    return octets.replace(b"\n", b"\r\n")
+
+
+class DataWriter:
+    """Makes of a message what is sent after 354: dot-stuffed, ended by CRLF.CRLF.
+
+    After :class:`UncleanMessage` only one thing is safe: to drop the connection, since what was written before
+    has gone, and the end of data must not follow it.
+    """
+
+    __slots__ = ("_first", "_held")
+
+    def __init__(self) -> None:
+        self._held = _LINE_START
+        self._first = True
+
+    def write(self, octets: bytes) -> bytes:
+        """The next octets to send.
+
+        :raises UncleanMessage: bare CR, bare LF or NUL.
+        """
+        octets = self._held + octets
+        self._held = held = b"\r\n" if octets.endswith(b"\r\n") else b"\r" if octets.endswith(b"\r") else b""
+        if held:
+            octets = octets[: -len(held)]
+        if not octets:
+            return b""
+        if wrong := unclean(octets):
+            raise UncleanMessage(wrong)
+        if b"\r\n." in octets:
+            octets = octets.replace(b"\r\n.", b"\r\n..")
+        if self._first:
+            self._first = False
+            octets = octets[len(_LINE_START) :]
+        return octets
+
+    def finish(self) -> bytes:
+        """What ends the message, with the CRLF that its last line may lack.
+
+        :raises UncleanMessage: the message ended in a bare CR.
+        """
+        if self._held == b"\r":
+            raise UncleanMessage("bare CR")
+        return b".\r\n" if self._first else _END

@@ -1,0 +1,11 @@
+"""relayd.toml -> frozen typed values, or every fault in it with file and line.
+
+``loading`` is the way through: ``document`` (TOML with positions), ``reading`` (against ``schema``, by
+``readers``), ``served`` (what this version can do), ``building`` (defaults and inheritance), ``checks``
+(values against each other).
+"""
+
+from relayd.config.faults import ConfigFault, ConfigFaults
+from relayd.config.loading import Loaded, load
+
+__all__ = ["ConfigFault", "ConfigFaults", "Loaded", "load"]

@@ -1,0 +1,139 @@
+"""What this version and this install can serve.
+
+A written value that they cannot serve stops the start and says so; a default that they cannot serve is off,
+with a warning. To serve a key, a later version deletes its line from :data:`NOT_BUILT`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from relayd.config.reading import Reading
+from relayd.config.schema import ARRAYS, default, home
+from relayd.settings import OutboundTls
+
+
+@dataclass(frozen=True, slots=True)
+class NotBuilt:
+    """A key, or a whole table, that this version does not serve.
+
+    :ivar what: the feature, as it reads before "not built yet in this version".
+    :ivar values: the values that need it; empty: all but the default.
+    :ivar off: the key is on by default: what stands for "off". Then the default may not be written either.
+    :ivar implied_by: the key whose warning speaks for this one.
+    """
+
+    what: str
+    values: tuple[object, ...] = ()
+    off: object = None
+    implied_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What a key needs of the install: a Python *module*, from the *extra*, which needs Debian *packages*."""
+
+    module: str
+    extra: str
+    packages: str
+
+
+_NOT_YET: Final = "not built yet in this version"
+_DANE_STS: Final = NotBuilt("DANE and MTA-STS: tls by dane or sts", (OutboundTls.DANE, OutboundTls.STS))
+_CONSOLE: Final = NotBuilt("the web console")
+
+NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
+    "server.queue": NotBuilt("a queue in PostgreSQL"),
+    "server.workers": NotBuilt("serving with more than one worker"),
+    "dns.trust_ad": NotBuilt("DNSSEC by the AD bit"),
+    "listener.proxy_protocol": NotBuilt("the PROXY protocol"),
+    "tls.client_ca": NotBuilt("AUTH EXTERNAL by client certificates"),
+    "tls.client_crl": NotBuilt("AUTH EXTERNAL by client certificates"),
+    "tls.client_map": NotBuilt("AUTH EXTERNAL by client certificates"),
+    "authentication.integrated": NotBuilt("AUTH GSSAPI, GSS-SPNEGO and NTLM", off=False),
+    "authentication.ntlm": NotBuilt("AUTH NTLM", off=False, implied_by="authentication.integrated"),
+    "authentication.channel_binding": NotBuilt("required channel binding", ("require",)),
+    "relay.send_as_header": NotBuilt("send-as for the From header"),
+    "directory": NotBuilt("the directory"),
+    "kerberos": NotBuilt("Kerberos"),
+    "ntlm": NotBuilt("NTLM"),
+    "domain.deliver": NotBuilt("delivery by LMTP"),
+    "domain.rewrite_sender": NotBuilt("rewriting of senders"),
+    "domain.rate": NotBuilt("a rate for each domain"),
+    "domain.tls": _DANE_STS,
+    "delivery.tls": _DANE_STS,
+    "delivery.smart_host_tls": _DANE_STS,
+    "delivery.direct_first": NotBuilt("direct delivery before the smart host"),
+    "credential.kind": NotBuilt("a credential by GSSAPI or OAuth 2.0", ("gssapi", "oauth2")),
+    "dkim": NotBuilt("DKIM signing"),
+    "rewrite": NotBuilt("rewriting of senders"),
+    "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
+    "pickup": NotBuilt("the pickup folder"),
+    "console.address": _CONSOLE,
+    "console.tls": _CONSOLE,
+    "console.admin_groups": _CONSOLE,
+    "console.viewer_groups": _CONSOLE,
+    "console.metrics_list": _CONSOLE,
+}
+
+EXTRAS: Final[Mapping[str, Extra]] = {
+    "server.queue": Extra("psycopg", "postgresql", "libpq5"),
+    "kerberos.keytab": Extra("gssapi", "kerberos", "libkrb5-dev gcc"),
+    "ntlm.computer": Extra("impacket", "netlogon", "python3-dev"),
+    "console.address": Extra("klein", "console", "python3-venv"),
+}
+
+
+def check(reading: Reading) -> None:
+    """Notes a fault for each written value that cannot be served, a warning for each default that is off."""
+    reported: set[str] = set()
+    for key, value in reading.written.items():
+        rule = home(key)
+        entry = NOT_BUILT.get(rule)
+        if entry is None:
+            table = rule.partition(".")[0]
+            entry = NOT_BUILT.get(table)
+            if entry is not None and table in ARRAYS:
+                # An entry of an array stands for its feature whatever it holds: one fault an entry.
+                key = re.sub(r"\..*", "", key)
+                if key not in reported:
+                    reading.fault(key, f"{entry.what} is {_NOT_YET}; take this table out")
+                reported.add(key)
+                continue
+        if entry is not None:
+            _not_built(reading, key, value, entry)
+        elif (extra := EXTRAS.get(rule)) and value != default(key):
+            _absent(reading, key, extra)
+    _off(reading)
+
+
+def _not_built(reading: Reading, key: str, value: object, entry: NotBuilt) -> None:
+    if entry.off is not None:
+        if value != entry.off:
+            off = str(entry.off).lower()
+            reading.fault(key, f"{entry.what} is {_NOT_YET}; write {off}, or take this key out")
+    elif value in entry.values or (not entry.values and value != default(key)):
+        reading.fault(key, f"{entry.what} is {_NOT_YET}; take this value out")
+
+
+def _absent(reading: Reading, key: str, extra: Extra) -> None:
+    if importlib.util.find_spec(extra.module) is None:
+        reading.fault(
+            key,
+            f"needs the extra relayd[{extra.extra}], which is not installed; apt-get install"
+            f" {extra.packages}, then pip install 'relayd[{extra.extra}]'",
+        )
+
+
+def _off(reading: Reading) -> None:
+    for key, entry in NOT_BUILT.items():
+        if entry.off is None or key in reading.written or key in reading.bad:
+            continue
+        table, _, name = key.partition(".")
+        reading.tables.setdefault(table, {})[name] = entry.off
+        if not entry.implied_by:
+            reading.warn(key, f"is off: {entry.what} is {_NOT_YET}")

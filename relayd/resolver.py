@@ -8,10 +8,11 @@ that are asked at the same time become one.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Protocol
+from typing import Any
 
 import dns.exception
 import dns.message
@@ -22,13 +23,14 @@ import dns.resolver
 import dns.reversename
 import idna
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThread
 from twisted.names.hosts import searchFileForAll
 from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
-from twisted.python.threadpool import ThreadPool
 
 from relayd.model import NO_NAMES, Fault, IPAddress, Names, Reply
+from relayd.threads import BoundedPool
 
 __all__ = ["NoSuchDomain", "NullMx", "Resolver", "a_label"]
 
@@ -59,14 +61,6 @@ class NoSuchDomain(Fault):
 
     def __init__(self, name: str, detail: str = "") -> None:
         super().__init__(Reply.of(550, "5.1.2", f"The domain {name} does not exist"), detail)
-
-
-class _Threads(Protocol):
-    """What is needed of a reactor."""
-
-    def seconds(self) -> float: ...
-
-    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +99,10 @@ class Resolver:
 
     :param servers: addresses of name servers, ``192.0.2.1``, ``192.0.2.1:53``, ``2001:db8::1`` or
         ``[2001:db8::1]:53``; none = the system's.
-    :param reactor: gives the time and takes the answers.
+    :param reactor: takes the answers from the threads.
     :param timeout: seconds for one question, all servers together.
     :param threads: questions under way at most.
+    :param waiting: questions that may wait for a thread.
     :param hosts: the hosts(5) file that :meth:`addresses` reads first.
     """
 
@@ -115,17 +110,17 @@ class Resolver:
         self,
         servers: tuple[str, ...] = (),
         *,
-        reactor: _Threads,
+        reactor: IReactorFromThreads,
         timeout: float = 5.0,
         threads: int = 8,
         waiting: int = WAITING,
+        clock: Callable[[], float] = time.monotonic,
         hosts: str = "/etc/hosts",
     ) -> None:
-        self._reactor = reactor
+        self._clock = clock
         self._timeout = timeout
         self._hosts = FilePath(hosts)
-        self._bound = threads + waiting
-        self._pool = ThreadPool(0, threads, name="dns")
+        self._pool = BoundedPool("dns", reactor, threads=threads, waiting=waiting)
         self._cache: dict[_Key, tuple[float, _Answer]] = {}
         self._asked: dict[_Key, list[Deferred[_Answer]]] = {}
         self._closed = False
@@ -216,45 +211,33 @@ class Resolver:
     def close(self) -> Deferred[None]:
         """Takes no more questions. Fires when the threads have ended; nobody needs to wait for that."""
         self._closed = True
-        if not self._pool.started:
-            return _succeeded()
-        stopped: Deferred[None] = deferToThread(self._pool.stop)
-        return stopped
+        return deferToThread(self._pool.stop)
 
     def _ask(self, name: dns.name.Name, kind: str) -> Deferred[_Answer]:
         key = (name, kind)
         kept = self._cache.get(key)
         answer: Deferred[_Answer] = Deferred()
         if kept is not None:
-            if kept[0] > self._reactor.seconds():
+            if kept[0] > self._clock():
                 answer.callback(kept[1])
                 return answer
             del self._cache[key]
         if (waiting := self._asked.get(key)) is not None:
             waiting.append(answer)
-        elif self._closed or len(self._asked) >= self._bound:
+        elif self._closed:
             answer.errback(
-                Fault(Reply.of(451, "4.3.2", "Too busy, try again later"), "DNS: no thread is free")
+                Fault(Reply.of(451, "4.3.2", "System not accepting messages"), "the resolver is closed")
             )
         else:
             self._asked[key] = [answer]
-            if not self._pool.started:
-                self._pool.start()
-            self._pool.callInThreadWithCallback(
-                lambda success, result: self._reactor.callFromThread(self._answered, key, success, result),
-                self._resolve,
-                name,
-                kind,
+            self._pool.run(self._resolve, name, kind).addCallbacks(
+                self._answered, self._unasked, callbackArgs=(key,), errbackArgs=(key,)
             )
         return answer
 
-    def _answered(self, key: _Key, success: bool, result: _Answer | Failure) -> None:
-        if isinstance(result, _Answer):
-            answer = result
-        else:
-            answer = _Answer(failure=f"internal: {result.getErrorMessage()}")
+    def _answered(self, answer: _Answer, key: _Key) -> None:
         if answer.ttl > 0:
-            now = self._reactor.seconds()
+            now = self._clock()
             if len(self._cache) >= CACHE_SIZE:
                 self._cache = {k: kept for k, kept in self._cache.items() if kept[0] > now}
             if len(self._cache) >= CACHE_SIZE:
@@ -262,6 +245,10 @@ class Resolver:
             self._cache[key] = (now + answer.ttl, answer)
         for waiting in self._asked.pop(key):
             waiting.callback(answer)
+
+    def _unasked(self, failure: Failure, key: _Key) -> None:
+        for waiting in self._asked.pop(key):
+            waiting.errback(failure)
 
     def _resolve(self, name: dns.name.Name, kind: str) -> _Answer:
         """Asks; in a thread of the pool."""
@@ -286,7 +273,7 @@ class Resolver:
 
     def _in_hosts_file(self, name: dns.name.Name) -> list[IPAddress]:
         text = name.to_text(omit_final_dot=True).encode("ascii")
-        found: list[str] = searchFileForAll(self._hosts, text)  # type: ignore[no-untyped-call]
+        found: list[str] = searchFileForAll(self._hosts, text)
         return [ip_address(address) for address in found]
 
 
@@ -339,9 +326,3 @@ def _negative_ttl(responses: Sequence[dns.message.QueryMessage]) -> float:
 
 def _unanswered(name: str, answer: _Answer) -> Fault:
     return Fault(Reply.of(451, "4.4.3", f"DNS did not answer for {name}"), answer.failure)
-
-
-def _succeeded() -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    done.callback(None)
-    return done

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from relayd.model import NO_NAMES, Fault, Names
 from relayd.resolver import NoSuchDomain, NullMx, Resolver, a_label
@@ -21,6 +23,7 @@ from tests.lab.dns import DnsServer
 T = TypeVar("T")
 
 
+@implementer(IReactorFromThreads)
 class ThreadedClock(Clock):
     """A clock that stands still, with the one thing that threads need of a reactor."""
 
@@ -28,8 +31,8 @@ class ThreadedClock(Clock):
         super().__init__()
         self._calls: queue.Queue[Callable[[], object]] = queue.Queue()
 
-    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
-        self._calls.put(lambda: callable(*args))
+    def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None:
+        self._calls.put(lambda: callable(*args, **kwargs))
 
     def result(self, coroutine: Coroutine[Any, Any, T], timeout: float = 10.0) -> T:
         """Runs what the threads hand over until *coroutine* has a result."""
@@ -58,7 +61,9 @@ def clock() -> ThreadedClock:
 @pytest.fixture
 def resolver(server: DnsServer, clock: ThreadedClock, tmp_path: Path) -> Iterator[Resolver]:
     (tmp_path / "hosts").write_text("192.0.2.99 filed filed.example\n")
-    made = Resolver((server.address,), reactor=clock, timeout=1.0, hosts=str(tmp_path / "hosts"))
+    made = Resolver(
+        (server.address,), reactor=clock, clock=clock.seconds, timeout=1.0, hosts=str(tmp_path / "hosts")
+    )
     yield made
     made.close()
 
@@ -257,7 +262,9 @@ class TestCache:
 
 
 def test_a_full_pool_answers_at_once(server: DnsServer, clock: ThreadedClock) -> None:
-    resolver = Resolver((server.address,), reactor=clock, timeout=0.3, threads=1, waiting=1)
+    resolver = Resolver(
+        (server.address,), reactor=clock, clock=clock.seconds, timeout=0.3, threads=1, waiting=1
+    )
     server.silent.update(("a.example", "b.example"))
     waiting = [Deferred.fromCoroutine(resolver.mx(name)) for name in ("a.example", "b.example")]
     with pytest.raises(Fault) as caught:
@@ -272,7 +279,7 @@ def test_a_full_pool_answers_at_once(server: DnsServer, clock: ThreadedClock) ->
 
 
 def test_no_server_listens(clock: ThreadedClock) -> None:
-    resolver = Resolver(("127.0.0.1:1",), reactor=clock, timeout=0.2)
+    resolver = Resolver(("127.0.0.1:1",), reactor=clock, clock=clock.seconds, timeout=0.2)
     with pytest.raises(Fault) as caught:
         clock.result(resolver.mx("example.org"))
     assert caught.value.reply.code == 451

@@ -3,6 +3,7 @@
 from relayd.policy.domains import DomainTable
 from relayd.policy.explain import Explanation, Question, explain
 from relayd.policy.hosts import HostMatcher
+from relayd.policy.openrelay import OpenRelay, open_relay
 from relayd.policy.policy import Policy
 from relayd.policy.steps import Step, Trace
 
@@ -10,9 +11,11 @@ __all__ = [
     "DomainTable",
     "Explanation",
     "HostMatcher",
+    "OpenRelay",
     "Policy",
     "Question",
     "Step",
     "Trace",
     "explain",
+    "open_relay",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relayd.model import Client, IPAddress, Names, Path, Peer, Principal, Recipient, Sender, Tls, Verdict
+from relayd.model import NO_NAMES, Client, IPAddress, Names, Path, Peer, Principal, Recipient, Sender, Tls, Verdict
 from relayd.policy.policy import BASIC_MECHANISMS, Policy
 from relayd.policy.steps import Step, Trace
 from relayd.settings import TlsMode
@@ -29,7 +29,7 @@ class Question:
     client: IPAddress
     sender: Path
     recipient: Path
-    names: Names = Names()
+    names: Names = NO_NAMES
     listener: str = ""
     tls: bool = False
     user: str = ""

@@ -7,6 +7,8 @@ functions also write down what they asked on the way.
 
 from __future__ import annotations
 
+import json
+import re
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
@@ -32,15 +34,15 @@ from relayd.policy.steps import Trace
 from relayd.settings import Authentication, DomainKind, Listener, Relay, Settings
 
 BASIC_MECHANISMS: Final = ("PLAIN", "LOGIN")
+_INTEGRATED_MECHANISMS: Final = ("GSSAPI", "GSS-SPNEGO", "NTLM")
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ROUTING_CHARACTERS: Final = frozenset("%!@")
 
 _TLS_FIRST: Final = Reply.of(530, "5.7.0", "Must issue a STARTTLS command first")  # RFC 3207 4
 _AUTHENTICATE_FIRST: Final = Reply.of(530, "5.7.0", "Authentication required")  # RFC 4954 6
 _AUTH_AGAIN: Final = Reply.of(503, "5.5.1", "Already authenticated")  # RFC 4954 4
 _AUTH_UNKNOWN: Final = Reply.of(504, "5.5.4", "Unrecognized authentication mechanism")
-_AUTH_IN_THE_CLEAR: Final = Reply.of(
-    538, "5.7.11", "Encryption required for requested authentication mechanism"
-)
+_AUTH_IN_THE_CLEAR: Final = Reply.of(538, "5.7.11", "Encryption required for requested authentication mechanism")
 _AUTH_GO_ON: Final = Reply.of(334, "", "")
 _UNQUALIFIED: Final = Reply.of(553, "5.1.3", "Address must have a domain")
 
@@ -65,15 +67,13 @@ class _SenderRules:
             (
                 group.casefold(),
                 AddressPatterns(patterns),
-                lines.rule(f'{relay.origin}.send_as_groups."{group}"', f"{relay.origin}.send_as_groups"),
+                _entry_rules(lines, f"{relay.origin}.send_as_groups.{_key_name(group)}", patterns),
             )
             for group, patterns in relay.send_as_groups.items()
         )
         self.anonymous = AddressPatterns(relay.anonymous_send_as) if relay.anonymous_send_as else None
         self.anonymous_rule = lines.rule(f"{relay.origin}.anonymous_send_as")
-        self.anonymous_rules = tuple(
-            lines.rule(f"{relay.origin}.anonymous_send_as[{i}]") for i in range(len(relay.anonymous_send_as))
-        )
+        self.anonymous_rules = _entry_rules(lines, f"{relay.origin}.anonymous_send_as", relay.anonymous_send_as)
 
     def test_anonymous(self, sender: Path, otherwise: Rule) -> tuple[bool, Rule]:
         if self.anonymous is None or sender.null:
@@ -85,10 +85,19 @@ class _SenderRules:
         if not self.own or sender.null or address_key(sender) in _keys(principal.addresses):
             return True, self.rule
         groups = _folded(principal.groups)
-        for group, patterns, rule in self.groups:
-            if group in groups and patterns.match(sender) is not None:
-                return True, rule
+        for group, patterns, rules in self.groups:
+            if group in groups and (index := patterns.match(sender)) is not None:
+                return True, rules[index]
         return False, self.rule
+
+
+def _entry_rules(lines: Lines, key: str, entries: tuple[str, ...]) -> tuple[Rule, ...]:
+    return tuple(lines.rule(f"{key}[{index}]") for index in range(len(entries)))
+
+
+def _key_name(key: str) -> str:
+    """A key as TOML writes it: bare, or in quotes."""
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
 class _Site:
@@ -105,16 +114,16 @@ class _Site:
         # A listener may override single keys of [authentication] and [limits]: the rule is the one that was written.
         self.anonymous = lines.rule(f"{auth.origin}.anonymous", "authentication.anonymous")
         self.basic = lines.rule(f"{auth.origin}.basic", "authentication.basic")
-        self.requires_tls = lines.rule(
-            f"{auth.origin}.basic_requires_tls", "authentication.basic_requires_tls"
-        )
-        self.message_size = lines.rule(
-            f"{origin}.limits.message_size", f"{origin}.message_size", "limits.message_size"
-        )
+        self.integrated = lines.rule(f"{auth.origin}.integrated", "authentication.integrated")
+        self.requires_tls = lines.rule(f"{auth.origin}.basic_requires_tls", "authentication.basic_requires_tls")
+        self.message_size = lines.rule(f"{origin}.limits.message_size", f"{origin}.message_size", "limits.message_size")
         self.authenticated = lines.rule(f"{relay.origin}.authenticated")
         self.groups = tuple(
-            (group.casefold(), lines.rule(f"{relay.origin}.groups[{i}]"))
-            for i, group in enumerate(relay.groups)
+            zip(
+                map(str.casefold, relay.groups),
+                _entry_rules(lines, f"{relay.origin}.groups", relay.groups),
+                strict=True,
+            )
         )
         self.groups_rule = lines.rule(f"{relay.origin}.groups")
 
@@ -246,7 +255,8 @@ class Policy:
             why = f"AUTH {name} is offered under TLS only"
             verdict = Verdict(Outcome.REFUSE, _AUTH_IN_THE_CLEAR, site.requires_tls)
         else:
-            verdict, why = Verdict(Outcome.REFUSE, _AUTH_UNKNOWN, site.basic), f"AUTH {name} is not offered"
+            rule = site.integrated if name in _INTEGRATED_MECHANISMS else site.basic
+            verdict, why = Verdict(Outcome.REFUSE, _AUTH_UNKNOWN, rule), f"AUTH {name} is not offered"
         if trace is not None:
             trace.add("auth", verdict.rule, verdict.outcome, why)
         return verdict
@@ -279,9 +289,7 @@ class Policy:
             trace.add("sender", rule, Outcome.ACCEPT, f"{who} may send as <{path}>")
         return Verdict(Outcome.ACCEPT, Reply.of(250, "2.1.0", f"<{path}> sender ok"), rule)
 
-    def rcpt(
-        self, client: Client, sender: Sender, recipient: Recipient, trace: Trace | None = None
-    ) -> Verdict:
+    def rcpt(self, client: Client, sender: Sender, recipient: Recipient, trace: Trace | None = None) -> Verdict:
         """The answer to RCPT: ours, a domain that anybody may reach, or relayed for those who may."""
         site = self._sites[client.listener]
         refused = self._admission(site, client, trace)

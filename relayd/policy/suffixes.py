@@ -9,11 +9,13 @@ from publicsuffixlist import PublicSuffixList
 
 from relayd.policy.domains import fold
 
-# Names that stay private: RFC 2606, RFC 6761, RFC 6762 appendix G, RFC 8375, RFC 9476, ICANN's "internal", and the three
-# that ICANN will not delegate (corp, home, mail). Active Directory forests are often named after them.
+# Names that stay private: RFC 2606, 6761, 6762 (appendix G), 8375 and 9476, ICANN's "internal", and the three that
+# ICANN will not delegate (corp, home, mail). Active Directory forests are often named after them.
 _PRIVATE: Final = frozenset(
-    ("alt", "corp", "example", "home", "home.arpa", "internal", "intranet", "invalid", "lan", "local", "localhost")
-    + ("mail", "onion", "private", "test")
+    {
+        *("alt", "corp", "example", "home", "home.arpa", "internal", "intranet", "invalid", "lan", "local"),
+        *("localhost", "mail", "onion", "private", "test"),
+    }
 )
 
 

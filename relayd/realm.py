@@ -46,26 +46,26 @@ class Session(Protocol):
 class IBulkMessage(IMessage):
     """A message for all its recipients at once, that takes octets in bulk."""
 
-    def write(octets: bytes) -> Deferred[None] | None:  # type: ignore[misc]  # an interface has no self
+    def write(octets: bytes) -> Deferred[None] | None:
         """Takes content (strict CRLF, not dot-stuffed). A Deferred means: give no more until it has fired."""
 
-    def finish() -> Deferred[str]:  # type: ignore[misc]
+    def finish() -> Deferred[str]:
         """Fires with the queue id once the message is safe; fails with a Fault when it is not taken."""
 
-    def abandon() -> None:  # type: ignore[misc]
+    def abandon() -> None:
         """The message will not be finished."""
 
 
 class IRelayDelivery(IMessageDelivery):
     """An avatar that knows all of MAIL and RCPT. Each method answers at once or with a Deferred; a Fault refuses."""
 
-    def mail(sender: Sender) -> Sender | Deferred[Sender]:  # type: ignore[misc]
+    def mail(sender: Sender) -> Sender | Deferred[Sender]:
         """The policy's answer to MAIL; the sender comes back completed."""
 
-    def rcpt(sender: Sender, recipient: Recipient) -> Recipient | Deferred[Recipient]:  # type: ignore[misc]
+    def rcpt(sender: Sender, recipient: Recipient) -> Recipient | Deferred[Recipient]:
         """The policy's answer to RCPT; the recipient comes back completed."""
 
-    def message(sender: Sender, recipients: tuple[Recipient, ...]) -> IBulkMessage:  # type: ignore[misc]
+    def message(sender: Sender, recipients: tuple[Recipient, ...]) -> IBulkMessage:
         """A message to be filled."""
 
 

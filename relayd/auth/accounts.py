@@ -40,7 +40,7 @@ def prepared(text: str) -> str:
     :raises ValueError: it holds what SASLprep prohibits.
     """
     try:
-        return str(sasl_prep(text))  # type: ignore[no-untyped-call]
+        return str(sasl_prep(text))
     except LDAPInvalidValueError as error:
         raise ValueError(f"not allowed in a name or password: {error}") from None
 

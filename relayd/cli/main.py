@@ -16,16 +16,10 @@ from relayd.cli.context import Context
 from relayd.cli.explain import explain
 from relayd.cli.queue import queue
 from relayd.cli.status import status
-from relayd.config import ConfigFaults
+from relayd.config import ConfigFaults, default_file
 from relayd.control import ControlError, Unreachable
 
 DONE, NO, AWAY = 0, 1, 2
-
-
-def default_config() -> File:
-    """``./etc/relayd.toml`` in a checkout, ``/etc/relayd/relayd.toml`` elsewhere."""
-    checkout = File("etc/relayd.toml")
-    return checkout if checkout.exists() else File("/etc/relayd/relayd.toml")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,7 +30,7 @@ def default_config() -> File:
 @click.pass_context
 def relayctl(context: click.Context, config: File | None, as_json: bool, no_color: bool) -> None:
     """Looks after relayd, the SMTP relay of an Active Directory network."""
-    context.obj = Context(config or default_config(), as_json, no_color)
+    context.obj = Context(config or default_file(), as_json, no_color)
 
 
 for command in (check, explain, account, queue, status):

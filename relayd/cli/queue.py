@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from relayd.cli.context import Context, age, octets, pass_context
-from relayd.config import parse_duration
+from relayd.config import duration
 from relayd.queue import MessageState
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,7 +19,7 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
     if value is None:
         return 0.0
     try:
-        return parse_duration(value)
+        return duration()(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -53,7 +53,7 @@ def queue() -> None:
 @_filters
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @pass_context
-def list_(context: Context, limit: int, **given: Any) -> None:
+def list_(context: Context, /, limit: int, **given: Any) -> None:
     """Lists messages, the oldest first."""
     messages = context.control.queue(_wanted((), limit, **given))
     if context.as_json:
@@ -129,7 +129,7 @@ def _act(context: Context, action: str, ids: tuple[str, ...], given: dict[str, A
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @_filters
 @pass_context
-def retry(context: Context, ids: tuple[str, ...], **given: Any) -> int:
+def retry(context: Context, /, ids: tuple[str, ...], **given: Any) -> int:
     """Tries waiting messages now."""
     return _act(context, "retry", ids, given)
 
@@ -138,6 +138,6 @@ def retry(context: Context, ids: tuple[str, ...], **given: Any) -> int:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @_filters
 @pass_context
-def drop(context: Context, ids: tuple[str, ...], **given: Any) -> int:
+def drop(context: Context, /, ids: tuple[str, ...], **given: Any) -> int:
     """Takes messages out of the queue for good; nobody is told."""
     return _act(context, "drop", ids, given)

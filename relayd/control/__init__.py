@@ -3,12 +3,14 @@
 from relayd.control.api import ControlSite, Status
 from relayd.control.client import ControlClient, ControlError, Unreachable
 from relayd.control.documents import filter_from, queue_document
+from relayd.control.totals import Totals
 
 __all__ = [
     "ControlClient",
     "ControlError",
     "ControlSite",
     "Status",
+    "Totals",
     "Unreachable",
     "filter_from",
     "queue_document",

@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.web.http import BAD_REQUEST, INTERNAL_SERVER_ERROR, NOT_FOUND, SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
@@ -31,6 +30,7 @@ from relayd.control.documents import Document, filter_from, history_document, qu
 from relayd.events import AdminAction, Events, InternalFault
 from relayd.model import Fault
 from relayd.queue import Filter, MessageBody, Store
+from relayd.threads import BoundedPool
 
 Status = Callable[[], Awaitable[Document]]
 
@@ -51,6 +51,7 @@ class ControlSite(Site):
 
     :param status: makes the document of ``status``.
     :param wake: called after an administrator made mail due.
+    :param pool: where large messages are read.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class ControlSite(Site):
         status: Status,
         events: Events,
         wake: Callable[[], None],
+        pool: BoundedPool,
         clock: Callable[[], float] = time.time,
     ) -> None:
         root, api, version = Resource(), Resource(), Resource()
         root.putChild(b"api", api)
         api.putChild(b"v1", version)
         version.putChild(b"status", _Page(events, lambda request: status()))
-        version.putChild(b"queue", _Queue(store, events, wake, clock))
-        super().__init__(root)
+        version.putChild(b"queue", _Queue(store, events, wake, pool, clock))
+        super().__init__(root)  # type: ignore[no-untyped-call]
         self.displayTracebacks = False
         self.noisy = False
 
@@ -85,7 +87,7 @@ class _Page(Resource):
         get: Callable[[Request], Awaitable[Any]] | None = None,
         post: Callable[[Request], Awaitable[Any]] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._events = events
         self._get = get
         self._post = post
@@ -127,12 +129,18 @@ class _Page(Resource):
 
 class _Queue(Resource):
     def __init__(
-        self, store: Store, events: Events, wake: Callable[[], None], clock: Callable[[], float]
+        self,
+        store: Store,
+        events: Events,
+        wake: Callable[[], None],
+        pool: BoundedPool,
+        clock: Callable[[], float],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._store = store
         self._events = events
         self._wake = wake
+        self._pool = pool
         self._clock = clock
 
     def getChild(self, path: bytes, request: Request) -> Resource:
@@ -172,9 +180,7 @@ class _Queue(Resource):
             raise ApiError(NOT_FOUND, f"{message_id}: no such message, or it is finished and its text is gone")
         if body.octets is not None:
             return body.octets
-        from twisted.internet import reactor
-
-        return await deferToThreadPool(reactor, reactor.getThreadPool(), _read, body)  # type: ignore[attr-defined]
+        return await self._pool.run(_read, body)
 
     async def _act(self, request: Request, action: str) -> Document:
         octets = request.content.read(LONGEST_REQUEST + 1) if request.content else b""
@@ -228,7 +234,7 @@ def _send(request: Request, status: int, document: Document) -> bytes:
 def _who(request: Request) -> str:
     """The user at the other end of the socket (Linux SO_PEERCRED, unix(7))."""
     try:
-        handle = request.channel.transport.getHandle()
+        handle: socket.socket = request.channel.transport.getHandle()  # type: ignore[union-attr]
         _, uid, _ = struct.unpack("3i", handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pwd.getpwuid(uid).pw_name
     except (AttributeError, OSError, KeyError):

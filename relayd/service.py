@@ -1,0 +1,302 @@
+"""Config -> the tree of Twisted services. The only place that knows every part of relayd.
+
+``twistd relayd`` comes in here: :class:`Options` reads the configuration, or says what is wrong with it before anything
+is started; :func:`makeService` builds a :class:`RelayService`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path as File
+from typing import Any
+
+from sdnotify import SystemdNotifier
+from twisted.application.service import IServiceCollection, MultiService
+from twisted.cred.portal import Portal
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver
+from twisted.python import usage
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+from twisted.python.util import switchUID
+
+from relayd import __version__
+from relayd.auth import AccountsChecker, AccountsFile, AnonymousChecker, FailureCount
+from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
+from relayd.control import ControlSite, Totals
+from relayd.delivery import Scheduler
+from relayd.events import Events, InternalFault, Notice, Ready, Stopping
+from relayd.log import LogWriter, twisted_observer
+from relayd.model import Fault, Reply
+from relayd.policy import Policy, open_relay
+from relayd.queue import SqliteStore
+from relayd.realm import RelayRealm
+from relayd.resolver import Resolver
+from relayd.settings import Settings
+from relayd.smtpd import Listening, VirtualServer
+from relayd.threads import BoundedPool
+
+#: Failures of one account from one client before its passwords are no longer looked at, where no directory has a say.
+FAILURES, FAILURE_WINDOW = 10, 900.0
+
+
+class Options(usage.Options):
+    """The options of ``twistd relayd``."""
+
+    optParameters = [  # noqa: RUF012  # usage.Options wants it so
+        ["config", "c", None, "The configuration. Default: ./etc/relayd.toml, /etc/relayd/relayd.toml."]
+    ]
+    optFlags = [  # noqa: RUF012
+        ["allow-open-relay", None, "Start although strangers may relay."],
+        ["check", None, "Read the configuration, say what is wrong, and end."],
+    ]
+    longdesc = "relayd, the SMTP relay of an Active Directory network."
+
+    loaded: Loaded
+
+    def postOptions(self) -> None:
+        file = File(self["config"]) if self["config"] else default_file()
+        try:
+            self.loaded = load(file)
+        except ConfigFaults as faults:
+            _end(1, str(faults))
+        settings = self.loaded.settings
+        faults = [] if self["allow-open-relay"] else [str(found) for found in open_relay(settings)]
+        faults += map(str, _as_root(settings))
+        if faults:
+            _end(1, *faults)
+        if self["check"]:
+            _end(0, *(f"{warning} (warning)" for warning in self.loaded.warnings), f"{file}: sound")
+
+
+def _end(code: int, *lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr if code else sys.stdout, flush=True)
+    raise SystemExit(code)
+
+
+def _as_root(settings: Settings) -> list[ConfigFault]:
+    """root may listen beyond loopback only when it hands over to ``server.user``."""
+    line = settings.lines.get("server.user", settings.lines.get("server", 1))
+    fault = partial(ConfigFault, settings.file, line, "server.user")
+    if os.geteuid() != 0:
+        return []
+    if settings.server.user:
+        try:
+            pwd.getpwnam(settings.server.user)
+        except KeyError:
+            return [fault(f"{settings.server.user}: there is no such user on this machine")]
+        return []
+    exposed = [entry for entry in settings.listeners if not _loopback(entry.address)]
+    return [
+        fault(
+            f"started as root, listener {entry.name} ({entry.address}) would speak to the network as root; "
+            "name a user to run as, or listen on loopback"
+        )
+        for entry in exposed
+    ]
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def makeService(options: Options) -> RelayService:
+    """What twistd runs."""
+    from twisted.internet import reactor
+
+    return RelayService(options.loaded, reactor, own_log=not _logs_elsewhere(options.parent))
+
+
+def _logs_elsewhere(twistd: Any) -> bool:
+    """Whether twistd's own options say where Twisted's log goes."""
+    return twistd is not None and any(twistd.get(name) for name in ("logfile", "syslog", "logger"))
+
+
+class RelayService(MultiService):
+    """One relayd: everything there is once, and (with ``workers = 1``) what serves.
+
+    :param own_log: Twisted's own warnings become events; else twistd's log has them.
+    """
+
+    def __init__(self, loaded: Loaded, reactor: Any, *, own_log: bool = True) -> None:
+        super().__init__()
+        settings = self.settings = loaded.settings
+        self._warnings = loaded.warnings
+        self._reactor = reactor
+        self._own_log = own_log
+        self._started_at = time.time()
+        self._log: LogWriter | None = None
+        self._control: IListeningPort | None = None
+        self._failed = False
+        self.events = Events()
+        self.totals = Totals()
+        self.events.subscribe(self.totals)
+        self.policy = Policy(settings)
+        self.resolver = Resolver(settings.dns.servers, reactor=reactor)
+        self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
+        self.scheduler = Scheduler(
+            settings, self.policy.domains, self.store, self.events, self.resolver, reactor
+        )
+        self._passwords = BoundedPool(
+            "passwords",
+            reactor,
+            threads=2,
+            waiting=100,
+            full=Reply.of(454, "4.7.0", "Too many authentications at once, please try again later"),
+        )
+        self._files = BoundedPool("files", reactor, threads=2, waiting=50)
+        self.listening: list[Listening] = []
+
+    # ---- twistd's order: setServiceParent, privilegedStartService, startService, stopService -----------------
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        if self._own_log and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, twisted_observer(self.events))
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """What may need root: files, keys and ports. After it, the process is ``server.user``."""
+        settings = self.settings
+        self._open_log()
+        for fault in self._warnings:
+            self.events.emit(Notice(text=fault.text, key=fault.key, line=fault.line))
+        user = pwd.getpwnam(settings.server.user) if settings.server.user and os.geteuid() == 0 else None
+        _prepare(settings, user)
+        portal = self._portal()
+        for listener in settings.listeners:
+            server = VirtualServer(
+                hostname=settings.server.hostname,
+                listener=listener,
+                policy=self.policy,
+                portal=portal,
+                events=self.events,
+                reactor=self._reactor,
+                resolver=self.resolver,
+            )
+            self.listening.append(Listening(server, settings.server.state / "tls"))
+        for entry in self.listening:
+            entry.bind()
+        if user is not None:
+            switchUID(user.pw_uid, user.pw_gid)
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        super().startService()
+        Deferred.fromCoroutine(self._start()).addErrback(self._not_started)
+
+    async def _start(self) -> None:
+        await self.store.open()
+        self.scheduler.startService()
+        await self._listen_for_control()
+        for entry in self.listening:
+            entry.start()
+        self.events.emit(Ready(listening=tuple(entry.text for entry in self.listening)))
+        SystemdNotifier().notify("READY=1")
+
+    def _not_started(self, failure: Failure) -> None:
+        error = failure.value
+        detail = (error.detail or str(error)) if isinstance(error, Fault) else failure.getTraceback()
+        if isinstance(error, OSError):
+            detail = str(error)
+        self.events.emit(InternalFault(where="start", detail=detail))
+        self._failed = True
+        self._reactor.stop()
+
+    def stopService(self) -> Deferred[Any]:
+        SystemdNotifier().notify("STOPPING=1")
+        self.events.emit(Stopping())
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await gatherResults([entry.stop() for entry in self.listening], consumeErrors=True)
+        if self._control is not None:
+            await self._control.stopListening()
+        await super().stopService()
+        if self.scheduler.running:
+            await self.scheduler.stopService()
+        await self.store.close()
+        await self.resolver.close()
+        self._passwords.stop()
+        self._files.stop()
+        if self._log is not None:
+            self._log.flush()
+        if self._failed:
+            # twistd ends with 0 whatever happened; systemd must see that the start failed.
+            self._reactor.addSystemEventTrigger("after", "shutdown", _exit_badly)
+
+    # ---- parts ----------------------------------------------------------------------------------------------------
+
+    def _portal(self) -> Portal:
+        realm = RelayRealm(self.settings, lambda: self.policy, self.store, self.scheduler, self.events)
+        portal = Portal(realm, [AnonymousChecker()])
+        file = self.settings.accounts.file
+        if file is not None:
+            lockout = self.settings.authentication.lockout
+            limit, window = (FAILURES, FAILURE_WINDOW) if lockout.auto else (lockout.failures, lockout.seconds)
+            failures = FailureCount(limit, window, self._reactor.seconds)
+            checker = AccountsChecker(AccountsFile(file), self._passwords, failures, self._reactor.seconds)
+            portal.registerChecker(checker)
+        return portal
+
+    def _open_log(self) -> None:
+        file = self.settings.log.file
+        descriptor = 2
+        if file is not None:
+            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._log = LogWriter(self.settings.log.format, descriptor, self._reactor)
+        self.events.subscribe(self._log)
+
+    async def _listen_for_control(self) -> None:
+        path = self.settings.console.socket
+        path.unlink(missing_ok=True)  # the queue is ours, so whoever made it is gone
+        site = ControlSite(self.store, self._status, self.events, self.scheduler.wake, self._files)
+        # Twisted 26 makes the socket and then sets its mode; the umask closes the gap.
+        before = os.umask(0o177)
+        try:
+            self._control = await UNIXServerEndpoint(self._reactor, str(path), mode=0o600).listen(site)
+        finally:
+            os.umask(before)
+
+    async def _status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "hostname": self.settings.server.hostname,
+            "pid": os.getpid(),
+            "config": str(self.settings.file),
+            "uptime": round(time.time() - self._started_at),
+            "listeners": [
+                {
+                    "name": entry.server.listener.name,
+                    "address": entry.address,
+                    "tls": entry.server.listener.tls.value,
+                    "sessions": len(entry.server.sessions),
+                }
+                for entry in self.listening
+            ],
+            "queue": await self.store.counts(),
+            "totals": self.totals.document(),
+        }
+
+
+def _exit_badly() -> None:
+    os._exit(1)
+
+
+def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:
+    """Makes the state directory and its parts, closed to others, for *user*."""
+    state = settings.server.state
+    for directory in (state, *(state / name for name in ("queue", "drop", "badmail", "tls"))):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if user is not None:
+            os.chown(directory, user.pw_uid, user.pw_gid)

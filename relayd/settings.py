@@ -319,7 +319,10 @@ class Console:
     tls: bool = True
     admin_groups: tuple[str, ...] = ()
     viewer_groups: tuple[str, ...] = ()
-    metrics_list: HostList = ()
+    metrics_list: HostList = (
+        HostEntry("127.0.0.0/8", IPv4Network("127.0.0.0/8")),
+        HostEntry("::1", IPv6Network("::1")),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,5 +359,5 @@ class Settings:
 
     @property
     def first_local(self) -> Domain | None:
-        """The domain that completes unqualified addresses."""
-        return next((d for d in self.domains if d.kind is DomainKind.LOCAL), None)
+        """The domain that completes unqualified addresses: the first local one that is a name, not a wildcard."""
+        return next((d for d in self.domains if d.kind is DomainKind.LOCAL and not d.wildcard), None)

@@ -8,12 +8,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from relayd import settings as s
-from relayd.config.readers import host_entry
 from relayd.config.reading import Reading, Values
 from relayd.config.schema import FIELDS, INHERITED
 
 DEFAULT_STATE: Final = File("/var/lib/relayd")
-DEFAULT_METRICS: Final = ("127.0.0.0/8", "::1")
 
 
 def build(reading: Reading, hostname: Callable[[], str]) -> s.Settings:
@@ -27,8 +25,7 @@ def build(reading: Reading, hostname: Callable[[], str]) -> s.Settings:
     server = _server(tables.get("server", {}), hostname)
     lines = dict(reading.lines)
     listeners = tuple(
-        _listener(index, values, tables, lines)
-        for index, values in enumerate(reading.arrays.get("listener") or [{}])
+        _listener(index, values, tables, lines) for index, values in enumerate(reading.arrays.get("listener") or [{}])
     )
     return s.Settings(
         file=reading.file,
@@ -45,9 +42,7 @@ def build(reading: Reading, hostname: Callable[[], str]) -> s.Settings:
         ntlm=s.Ntlm(**tables.get("ntlm", {})),
         accounts=s.Accounts(**tables.get("accounts", {})),
         domains=tuple(
-            _domain(index, values)
-            for index, values in enumerate(reading.arrays.get("domain", []))
-            if "name" in values
+            _domain(index, values) for index, values in enumerate(reading.arrays.get("domain", [])) if "name" in values
         ),
         delivery=s.Delivery(**tables.get("delivery", {})),
         credentials=_entries(reading, "credential", s.Credential, "name"),
@@ -68,42 +63,38 @@ def _server(values: Values, hostname: Callable[[], str]) -> s.Server:
 
 
 def _console(values: Values, server: s.Server) -> s.Console:
-    values = {"metrics_list": tuple(map(host_entry, DEFAULT_METRICS)), **values}
-    values["socket"] = values.get("socket") or server.state / "control.sock"
-    return s.Console(**values)
+    return s.Console(**{**values, "socket": values.get("socket") or server.state / "control.sock"})
 
 
 def _listener(index: int, values: Values, tables: Mapping[str, Values], lines: dict[str, int]) -> s.Listener:
-    """One listener. What it inherits is found in *lines* under the listener's own rules as well."""
+    """One listener: its own keys, over those of the tables that it inherits from."""
     origin = f"listener[{index}]"
+    inherited = {table: {key: values[key] for key in keys if key in values} for table, keys in INHERITED.items()}
+    taken = {"access", "relay", *(key for keys in INHERITED.values() for key in keys)}
 
-    def merged(table: str, own: Values, rule: str) -> Values:
-        if not own:
-            return {**tables[table], "origin": table}
-        _alias(lines, table, rule, own)
-        return {**tables[table], **own, "origin": rule}
+    def table(name: str) -> Values:
+        """A table inside the listener, named after it when it holds anything."""
+        own = values.get(name, {})
+        if own:
+            _alias(lines, name, f"{origin}.{name}", own)
+        return {**tables[name], **own, "origin": f"{origin}.{name}" if own else name}
 
-    def inherited(table: str) -> Values:
-        return merged(table, {key: values[key] for key in INHERITED[table] if key in values}, origin)
-
-    def unplaced(table: str) -> Values:
-        return {key: value for key, value in inherited(table).items() if key != "origin"}
-
-    taken = {key for keys in INHERITED.values() for key in keys} | {"access", "relay"}
-    own = {key: value for key, value in values.items() if key not in taken}
+    own = inherited["authentication"]
     return s.Listener(
-        authentication=s.Authentication(**inherited("authentication")),
-        access=s.Access(**merged("access", values.get("access", {}), f"{origin}.access")),
-        relay=s.Relay(**merged("relay", values.get("relay", {}), f"{origin}.relay")),
-        tls_settings=s.TlsSettings(**unplaced("tls")),
-        limits=s.Limits(**unplaced("limits")),
+        authentication=s.Authentication(
+            **{**tables["authentication"], **own, "origin": origin if own else "authentication"}
+        ),
+        access=s.Access(**table("access")),
+        relay=s.Relay(**table("relay")),
+        tls_settings=s.TlsSettings(**{**tables["tls"], **inherited["tls"]}),
+        limits=s.Limits(**{**tables["limits"], **inherited["limits"]}),
         origin=origin,
-        **own,
+        **{key: value for key, value in values.items() if key not in taken},
     )
 
 
 def _alias(lines: dict[str, int], table: str, rule: str, own: Values) -> None:
-    """The rules that a listener inherits go by its own name where it overrides others: with their lines."""
+    """A listener's own table gives its name to the rules in it that are inherited: they keep their lines."""
     for key, line in list(lines.items()):
         name = key.removeprefix(f"{table}.")
         if name != key and name.partition(".")[0].partition("[")[0] not in own:

@@ -1,16 +1,218 @@
-"""What a single value cannot tell: names that repeat or do not exist, missing files, keys that contradict."""
+"""What a single value cannot tell: names that repeat or do not exist, keys that contradict each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Final
 
+from relayd.config.faults import shown
+from relayd.config.readers import next_hop, suggestion
 from relayd.config.reading import Reading
-from relayd.settings import Settings
+from relayd.settings import Credential, Domain, DomainKind, Listener, OutboundTls, Settings, TlsMode
 
-CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = ()
+_UNVERIFIED: Final = (OutboundTls.NONE, OutboundTls.MAY, OutboundTls.REQUIRE)
+_SOCKET_NAME: Final = 107  # octets of a unix socket's name (unix(7), sun_path without its NUL)
+_KEYS_OF_KIND: Final = {
+    "password": ("user", "password_file"),
+    "gssapi": (),
+    "oauth2": ("user", "token_url", "client_id", "client_secret_file", "scope"),
+}
 
 
 def check(reading: Reading, settings: Settings) -> None:
-    for one in CHECKS:
+    """Notes each contradiction. A value that was refused already is not spoken of again."""
+    for one in _CHECKS:
         one(reading, settings)
+
+
+def _server(reading: Reading, settings: Settings) -> None:
+    state, user = settings.server.state, settings.server.user
+    if state.exists() and not state.is_dir():
+        reading.fault("server.state", f"{state} is not a folder")
+    if user and not _is_account(user):
+        reading.fault("server.user", f"there is no user {shown(user)} on this machine")
+    sock = settings.console.socket
+    if len(os.fsencode(sock)) > _SOCKET_NAME:
+        key = "console.socket" if "console.socket" in reading.written else "server.state"
+        reading.fault(key, f"{sock} is too long a name for a socket; {_SOCKET_NAME} octets are the most")
+    file = settings.log.file
+    if file is not None and not file.parent.is_dir():
+        reading.fault("log.file", f"there is no folder {file.parent}")
+
+
+def _is_account(name: str) -> bool:
+    try:
+        import pwd  # POSIX alone
+    except ImportError:
+        return True
+    try:
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+def _listener_names(reading: Reading, settings: Settings) -> None:
+    seen: dict[str, Listener] = {}
+    for listener in settings.listeners:
+        key = f"{listener.origin}.name"
+        first = seen.setdefault(listener.name, listener)
+        if first is not listener and reading.good(key, f"{first.origin}.name"):
+            reading.fault(key, f"{shown(listener.name)} is the name of {first.origin} too; give each its own")
+
+
+def _listener_addresses(reading: Reading, settings: Settings) -> None:
+    """A port that is taken by another listener, on the same address or on all of them."""
+    taken: list[Listener] = []
+    for listener in settings.listeners:
+        if not reading.good(f"{listener.origin}.port", f"{listener.origin}.address") or listener.port == 0:
+            continue
+        other = next((one for one in taken if one.port == listener.port and _overlap(one, listener)), None)
+        if other is not None:
+            reading.fault(
+                f"{listener.origin}.port",
+                f"port {listener.port} on {listener.address} is taken by {other.origin} ({other.address});"
+                " give each its own port or address",
+            )
+        taken.append(listener)
+
+
+def _overlap(one: Listener, other: Listener) -> bool:
+    a, b = ip_address(one.address), ip_address(other.address)
+    for wide, narrow in ((a, b), (b, a)):
+        # "::" listens on IPv4 as well.
+        if wide.is_unspecified and (wide.version == 6 or narrow.version == 4):
+            return True
+    return a == b
+
+
+def _listener_security(reading: Reading, settings: Settings) -> None:
+    for listener in settings.listeners:
+        origin, auth = listener.origin, listener.authentication
+        if listener.require_tls and listener.tls is TlsMode.NONE and reading.good(f"{origin}.tls"):
+            reading.fault(
+                f"{origin}.require_tls", 'no TLS is to be had here with tls = "none"; write "starttls" or "implicit"'
+            )
+        reachable = auth.basic and (listener.tls is not TlsMode.NONE or not auth.basic_requires_tls)
+        if not auth.anonymous and not reachable and not auth.integrated:
+            key = f"{auth.origin}.anonymous"
+            reading.warn(key, f"nobody can send through {origin}: anonymous is false and no AUTH is offered there")
+
+
+def _sizes(reading: Reading, settings: Settings) -> None:
+    for origin, limits in [("limits", settings.limits), *((one.origin, one.limits) for one in settings.listeners)]:
+        keys = (f"{origin}.session_size", f"{origin}.message_size")
+        written = [key for key in keys if key in reading.written]
+        if written and limits.session_size < limits.message_size and reading.good(*keys):
+            reading.fault(written[0], "session_size is less than message_size; it must hold one message at least")
+
+
+def _domain_names(reading: Reading, settings: Settings) -> None:
+    seen: dict[str, str] = {}
+    for domain in settings.domains:
+        for key, name in _names(domain):
+            first = seen.setdefault(name, key)
+            if first != key:
+                reading.fault(key, f"{shown(name)} is {first} too; write each domain once")
+
+
+def _names(domain: Domain) -> Iterator[tuple[str, str]]:
+    name = f"*.{domain.name}" if domain.name else "*"
+    yield f"{domain.origin}.name", name if domain.wildcard else domain.name
+    for index, alias in enumerate(domain.aliases):
+        yield f"{domain.origin}.aliases[{index}]", alias
+
+
+def _domain_kinds(reading: Reading, settings: Settings) -> None:
+    only_remote = ("relay", "route", "tls", "auth", "rewrite_sender", "connections", "rate")
+    for domain in settings.domains:
+        if not reading.good(f"{domain.origin}.kind"):
+            continue
+        local = domain.kind is DomainKind.LOCAL
+        for key in only_remote if local else ("aliases", "deliver"):
+            rule = f"{domain.origin}.{key}"
+            if rule in reading.written and getattr(domain, key) != getattr(Domain(""), key):
+                one, other = ("remote", "local") if local else ("local", "remote")
+                reading.fault(rule, f'is for {one} domains; this one is {other}: take it out, or write kind = "{one}"')
+
+
+def _credentials(reading: Reading, settings: Settings) -> None:
+    seen: dict[str, str] = {}
+    for index, values in enumerate(reading.arrays.get("credential", [])):
+        origin = f"credential[{index}]"
+        if (name := values.get("name")) is not None:
+            first = seen.setdefault(name, origin)
+            if first != origin:
+                reading.fault(f"{origin}.name", f"{shown(name)} is the name of {first} too; give each its own")
+        kind = values.get("kind", "password")
+        if not reading.good(f"{origin}.kind"):
+            continue
+        for key in _KEYS_OF_KIND[kind]:
+            if not values.get(key) and reading.good(f"{origin}.{key}"):
+                reading.fault(f"{origin}.{key}", f'is missing; kind = "{kind}" needs it')
+        for key in {key for keys in _KEYS_OF_KIND.values() for key in keys}.difference(_KEYS_OF_KIND[kind]):
+            if values.get(key) and reading.good(f"{origin}.{key}"):
+                reading.fault(f"{origin}.{key}", f'has no meaning with kind = "{kind}"; take it out')
+
+
+def _next_hops(reading: Reading, settings: Settings) -> None:
+    """Credentials that a route names, and how they are guarded (design, promise 4)."""
+    delivery = settings.delivery
+    hops = [("delivery.smart_host_auth", delivery.smart_host_auth, "delivery.smart_host_tls", delivery.smart_host_tls)]
+    hops += [(f"{d.origin}.auth", d.auth, f"{d.origin}.tls", d.tls) for d in settings.domains]
+    for auth_key, auth, tls_key, tls in hops:
+        if auth:
+            _guarded(reading, settings.credentials, auth_key, auth, tls_key, tls)
+    if not delivery.smart_host and reading.good("delivery.smart_host"):
+        for key in ("delivery.smart_host_auth", "delivery.smart_host_tls"):
+            if reading.written.get(key):
+                reading.warn(key, "has no effect without smart_host")
+
+
+def _guarded(
+    reading: Reading,
+    credentials: tuple[Credential, ...],
+    auth_key: str,
+    auth: str,
+    tls_key: str,
+    tls: OutboundTls | None,
+) -> None:
+    credential = next((one for one in credentials if one.name == auth), None)
+    if credential is None:
+        close = suggestion(auth, [one.name for one in credentials])
+        reading.fault(auth_key, f"there is no [[credential]] with name = {shown(auth)}{close or '; write one'}")
+    elif tls in _UNVERIFIED and not credential.allow_insecure and reading.good(tls_key):
+        reading.fault(
+            tls_key,
+            f"{shown(tls.value)} would show the credential {shown(auth)} to whoever answers; write"
+            ' "verify" or "implicit", or allow_insecure = true in the credential',
+        )
+
+
+def _delivery(reading: Reading, settings: Settings) -> None:
+    delivery = settings.delivery
+    if "delivery.delay_notice" in reading.written and 0 < delivery.expire <= delivery.delay_notice:
+        reading.warn("delivery.delay_notice", "is not less than expire, so no notice is ever sent")
+
+
+def _console(reading: Reading, settings: Settings) -> None:
+    console = settings.console
+    if console.address and not console.tls and not ip_address(next_hop(console.address).host).is_loopback:
+        reading.fault("console.tls", f"may be false on loopback alone, and address is {shown(console.address)}")
+
+
+_CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
+    _server,
+    _listener_names,
+    _listener_addresses,
+    _listener_security,
+    _sizes,
+    _domain_names,
+    _domain_kinds,
+    _credentials,
+    _next_hops,
+    _delivery,
+    _console,
+)

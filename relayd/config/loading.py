@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as File
 
-from relayd.config import checks, served
+from relayd.config import checks, files, served
 from relayd.config.building import build
 from relayd.config.document import Document, SyntaxFault, parse
 from relayd.config.faults import ConfigFault, ConfigFaults, Wrong
@@ -59,6 +59,7 @@ def load(
     reading = read(document, file, file.absolute().parent)
     served.check(reading)
     settings = build(reading, hostname)
+    files.check(reading, settings)
     checks.check(reading, settings)
     if reading.faults:
         raise ConfigFaults(_ordered(reading.faults))

@@ -19,8 +19,9 @@ import idna
 
 from relayd.config.document import key_name
 from relayd.config.faults import Wrong, shown
-from relayd.model import Path
+from relayd.model import NULL_PATH, Path
 from relayd.settings import HostEntry, Lockout, NextHop, Rate
+from relayd.wire import parse_address
 
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
@@ -333,25 +334,29 @@ def next_hop(value: object) -> NextHop:
     return NextHop(written, host, int(port) if port else None)
 
 
-_ATOM: Final = r"[^\s\x00-\x20()<>\[\]:;@\\,.\"\x7f]+"
-_LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-
-
 def mail_address(value: object) -> Path:
-    """``local@domain``; the domain in A-labels unless the local part needs SMTPUTF8 anyway."""
+    """``local@domain``."""
     written = filled(value)
-    local, at, domain = written.rpartition("@")
-    if not at or not _LOCAL.fullmatch(local) or len(local.encode()) > 64 or _a_label(domain) is None:
+    try:
+        read = parse_address(written)
+    except ValueError:
+        read = NULL_PATH
+    if not read.domain:
         raise _form(value, 'write a mail address such as "postmaster@corp.example"')
-    return Path(local, domain)
+    return read
 
 
 def sender_pattern(value: object) -> str:
-    """A mail address, or ``*@domain``, ``*@*.domain``; lower case."""
+    """A mail address in which ``*`` may stand in the local part and as ``*.`` or all of the domain; lower case."""
     written = filled(value).lower()
     local, at, domain = written.rpartition("@")
-    literal = local.replace("*", "x")
-    if not at or not _LOCAL.fullmatch(literal) or _a_label(domain.removeprefix("*.")) is None:
+    plain = "example" if domain == "*" else domain.removeprefix("*.")
+    try:
+        # What is right without its wildcards is right; a * may stand where any atom may (RFC 5321 4.1.2).
+        good = written == "*" or (bool(at) and parse_address(f"{local}@{plain}").domain == plain)
+    except ValueError:
+        good = False
+    if not good:
         raise _form(value, 'write an address "app@corp.example", or "*@corp.example" for all of a domain')
     return written
 

@@ -133,8 +133,6 @@ _LISTENER: Final = Table(
         **{key: _TLS_TABLE.keys[key] for key in INHERITED["tls"]},
         **_LIMITS.keys,
     },
-    files=frozenset({"certificate", "key"}),
-    secrets=frozenset({"key"}),
     tables={"access": _ACCESS, "relay": _RELAY},
 )
 
@@ -202,9 +200,7 @@ TABLES: Final[Mapping[str, Table]] = {
         files=frozenset({"ca", "bind_password_file"}),
         secrets=frozenset({"bind_password_file"}),
     ),
-    "kerberos": Table(
-        settings.Kerberos, {"keytab": _FILE}, files=frozenset({"keytab"}), secrets=frozenset({"keytab"})
-    ),
+    "kerberos": Table(settings.Kerberos, {"keytab": _FILE}, files=frozenset({"keytab"}), secrets=frozenset({"keytab"})),
     "ntlm": Table(
         settings.Ntlm,
         {
@@ -302,5 +298,19 @@ def home(key: str) -> str:
 
 def default(key: str) -> object:
     """The default of a written key, or ``MISSING``."""
-    table, _, name = home(key).partition(".")
-    return (TABLES.get(table) or ARRAYS[table]).default(name)
+    return _table(key).default(home(key).partition(".")[2])
+
+
+def is_file(key: str) -> bool:
+    """Whether *key* names a file that must be there."""
+    return home(key).partition(".")[2] in _table(key).files
+
+
+def is_secret(key: str) -> bool:
+    """Whether the file that *key* names holds a secret."""
+    return home(key).partition(".")[2] in _table(key).secrets
+
+
+def _table(key: str) -> Table:
+    name = home(key).partition(".")[0]
+    return TABLES.get(name) or ARRAYS[name]

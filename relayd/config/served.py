@@ -35,11 +35,11 @@ class NotBuilt:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What a key needs of the install: a Python *module*, from the *extra*, which needs Debian *packages*."""
+    """What a key needs of the install: a Python *module*, from the *extra*; some need Debian *packages* first."""
 
     module: str
     extra: str
-    packages: str
+    packages: str = ""
 
 
 _NOT_YET: Final = "not built yet in this version"
@@ -81,10 +81,10 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
 }
 
 EXTRAS: Final[Mapping[str, Extra]] = {
-    "server.queue": Extra("psycopg", "postgresql", "libpq5"),
-    "kerberos.keytab": Extra("gssapi", "kerberos", "libkrb5-dev gcc"),
-    "ntlm.computer": Extra("impacket", "netlogon", "python3-dev"),
-    "console.address": Extra("klein", "console", "python3-venv"),
+    "server.queue": Extra("psycopg", "postgresql"),
+    "kerberos.keytab": Extra("gssapi", "kerberos", "libkrb5-dev gcc python3-dev"),
+    "ntlm.computer": Extra("impacket", "netlogon"),
+    "console.address": Extra("klein", "console"),
 }
 
 
@@ -122,11 +122,9 @@ def _not_built(reading: Reading, key: str, value: object, entry: NotBuilt) -> No
 
 def _absent(reading: Reading, key: str, extra: Extra) -> None:
     if importlib.util.find_spec(extra.module) is None:
-        reading.fault(
-            key,
-            f"needs the extra relayd[{extra.extra}], which is not installed; apt-get install"
-            f" {extra.packages}, then pip install 'relayd[{extra.extra}]'",
-        )
+        name = f"relayd[{extra.extra}]"
+        first = f"apt-get install {extra.packages}, then " if extra.packages else ""
+        reading.fault(key, f"needs the extra {name}, which is not installed; {first}pip install '{name}'")
 
 
 def _off(reading: Reading) -> None:

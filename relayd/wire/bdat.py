@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relayd.wire.octets import unclean
+from relayd.wire.octets import bare_lf_to_crlf, clean, fault
 
 
 class BdatReader:
@@ -12,7 +12,7 @@ class BdatReader:
     :ivar fault: as in :class:`relayd.wire.data.DataReader`. Chunks are to be read to their ends all the same.
     """
 
-    __slots__ = ("_complete", "_held", "_legacy", "_left", "fault")
+    __slots__ = ("_complete", "_held", "_left", "_legacy", "fault")
 
     def __init__(self, *, legacy: bool = False) -> None:
         self.fault = ""
@@ -44,13 +44,11 @@ class BdatReader:
             octets = octets[:-1]
         if not octets:
             return b""
-        if wrong := unclean(octets):
-            if self._legacy:
-                octets = octets.replace(b"\r\n", b"\n")
-            if not self._legacy or b"\r" in octets or b"\0" in octets:
-                self.fault = wrong
+        if not clean(octets):
+            self.fault = fault(octets, legacy=self._legacy)
+            if self.fault:
                 return b""
-            octets = octets.replace(b"\n", b"\r\n")
+            octets = bare_lf_to_crlf(octets)
         self._complete = octets.endswith(b"\r\n")
         return octets
 

@@ -117,9 +117,7 @@ def _path(argument: bytes, keyword: str, *, legacy: bool, enhanced: str) -> tupl
         raise BadAddress(Reply.of(501, enhanced, "Malformed UTF-8"), repr(argument)) from error
     before, colon, _ = text.partition(":")
     if not colon or (before.rstrip(" \t") if legacy else before).upper() != keyword:
-        raise parameters.bad_parameter(
-            f"Syntax: {'MAIL' if keyword == 'FROM' else 'RCPT'} {keyword}:<address>"
-        )
+        raise parameters.bad_parameter(f"Syntax: {'MAIL' if keyword == 'FROM' else 'RCPT'} {keyword}:<address>")
     at = len(before) + 1
     if legacy:
         while text[at : at + 1] in (" ", "\t"):

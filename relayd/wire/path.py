@@ -15,12 +15,12 @@ PATH_LIMIT: Final = 256  # octets with the angle brackets, RFC 5321 4.5.3.1.3
 LABEL_LIMIT: Final = 63  # octets of an ASCII label, RFC 1035 2.3.4
 
 # RFC 5321 4.1.2, RFC 6531 3.3: beyond ASCII all but controls, separators and what else does not print.
-_DOT_STRING: Final = re.compile(
-    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\x80-\U0010ffff]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\x80-\U0010ffff]+)*"
-)
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\x80-\U0010ffff]+"
+_DOT_STRING: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _QUOTED_STRING: Final = re.compile(r'"(?:[ !#-\[\]-~\x80-\U0010ffff]|\\[ -~])*"')
 _LITERAL: Final = re.compile(r"\[[!-Z^-~]*\]")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_.\-\x80-\U0010ffff]+")
+_IDEOGRAPHIC_DOT: Final = re.compile("[\\u3002\\uff0e\\uff61]")  # what IDNA 2003 takes for a dot
 # The underscore is no let-dig, but host names of Windows networks hold it.
 _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
@@ -129,7 +129,7 @@ def is_domain(text: str) -> bool:
         return all(len(label) <= LABEL_LIMIT and _LABEL.fullmatch(label) for label in text.split("."))
     # What look-up folds must not turn into a dot, an @ or a slash: ideographic full stop, full-width forms, ligatures.
     folded = unicodedata.normalize("NFKC", text)
-    if folded.count(".") != text.count(".") or not folded.isprintable() or any(c in "。．｡" for c in text):
+    if folded.count(".") != text.count(".") or not folded.isprintable() or _IDEOGRAPHIC_DOT.search(text):
         return False
     plain = "".join("x" if character > "\x7f" else character for character in folded)
     return all(_LABEL.fullmatch(label) for label in plain.split("."))

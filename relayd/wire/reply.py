@@ -9,7 +9,7 @@ from relayd.model import Fault, Reply
 
 LINE_LIMIT: Final = 512  # octets with CRLF, RFC 5321 4.5.3.1.5
 
-_CONTROLS: Final = {code: "?" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160), 8232, 8233), "?")
 _ENHANCED: Final = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _LINES_LIMIT: Final = 512
@@ -83,8 +83,8 @@ class ReplyReader:
     def feed(self, octets: bytes) -> list[Reply]:
         """Take the next octets.
 
-        :returns: the replies that they complete. Those that stand before something unreadable are returned first; the fault
-            is raised by the next call, and by each one after it.
+        :returns: the replies that they complete. Those that stand before something unreadable are returned first;
+            the fault is raised by the next call, and by each one after it.
         :raises Fault: 451 4.5.0: this is no SMTP reply, or it is too long. The connection is of no more use.
         """
         if self._fault is not None:
@@ -136,8 +136,7 @@ def _reply(code: int, lines: list[str]) -> Reply:
     if match and match[0][0] == str(code)[0] and lines[0][match.end() : match.end() + 1] in ("", " "):
         enhanced = match[0]
         lines = [
-            line[len(enhanced) + 1 :] if line == enhanced or line.startswith(f"{enhanced} ") else line
-            for line in lines
+            line[len(enhanced) + 1 :] if line == enhanced or line.startswith(f"{enhanced} ") else line for line in lines
         ]
     return Reply(code, enhanced, tuple(lines))
 

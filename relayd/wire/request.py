@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from relayd.model import Body, Path, Recipient, Sender
-from relayd.wire.path import BadAddress, PathParser
+from relayd.wire.path import PathParser
 from relayd.wire.xtext import encode_utf8_xtext, encode_xtext
 
 _ATOM: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")

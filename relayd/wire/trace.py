@@ -30,14 +30,15 @@ def received_header(
 ) -> bytes:
     """The Received field of a message that was accepted, folded, CRLF at its end.
 
-    Whatever the client had a hand in is written as a domain only where it is one; else it stands in a comment, without the
-    characters that have a meaning there.
+    Whatever the client had a hand in is written as a domain only where it is one; else it stands in a comment,
+    without the characters that have a meaning there.
 
     :param helo: what the client called itself.
     :param client: its address.
     :param names: its confirmed names; the first is shown.
     :param by: who received it.
-    :param with_: the protocol (RFC 3848, RFC 6531 4.3): ``ESMTPSA``. Only ``UTF8…`` lets anything but ASCII into the field.
+    :param with_: the protocol (RFC 3848, RFC 6531 4.3): ``ESMTPSA``. Only ``UTF8…`` lets anything but ASCII into
+        the field.
     :param message_id: the queue id.
     :param tls: version and cipher, or empty.
     :param principal: who authenticated, or empty.
@@ -53,9 +54,7 @@ def received_header(
         comment = info
     else:
         source = literal or name or "unknown"
-        comment = ", ".join(
-            part for part in (_comment(f"helo={helo}", utf8=utf8) if helo else "", name) if part
-        )
+        comment = ", ".join(part for part in (_comment(f"helo={helo}", utf8=utf8) if helo else "", name) if part)
     lines = [f"Received: from {source}" + (f" ({comment})" if comment else "")]
     received = f"by {by if _is_host(by, utf8=utf8) else 'unknown'} with {_atom(with_)}"
     if tls:

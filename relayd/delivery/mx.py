@@ -1,0 +1,162 @@
+"""From a route to addresses: what to connect to, in which order (RFC 5321 5.1)."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import zip_longest
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from relayd.delivery.fault import softened
+from relayd.delivery.route import Route, RouteKind
+from relayd.model import Fault, IPAddress, Reply
+from relayd.settings import Listener
+
+#: Mail exchangers looked at, and addresses tried, in one attempt: who owns the zone must not choose how many.
+EXCHANGERS, HOPS = 10, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One address to try. *host* is the name it came from, or its text."""
+
+    host: str
+    address: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}[{self.address}]:{self.port}"
+
+
+class Lookups(Protocol):
+    """What is needed of :class:`relayd.resolver.Resolver`."""
+
+    async def mx(self, domain: str) -> tuple[tuple[int, str], ...]: ...
+
+    async def addresses(self, host: str) -> tuple[IPAddress, ...]: ...
+
+
+def is_here(address: IPAddress) -> bool:
+    """Whether *address* is one of this machine's: a socket can be bound to it."""
+    family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+class Ourselves:
+    """How to know that a mail exchanger is this relay: by its name, or by an address and port it listens on."""
+
+    def __init__(
+        self, hostname: str, listeners: Iterable[Listener], here: Callable[[IPAddress], bool] = is_here
+    ) -> None:
+        self._hostname = hostname.lower().rstrip(".")
+        self._bound = {(ip_address(listener.address), listener.port) for listener in listeners}
+        self._ports = {port for _, port in self._bound}
+        self._anywhere = {port for address, port in self._bound if address.is_unspecified}
+        self._here = here
+
+    def named(self, host: str) -> bool:
+        return host.lower().rstrip(".") == self._hostname
+
+    def listens(self, address: IPAddress, port: int) -> bool:
+        if port not in self._ports:
+            return False
+        return (address, port) in self._bound or (port in self._anywhere and self._here(address))
+
+
+async def hops(
+    route: Route,
+    resolver: Lookups,
+    ourselves: Ourselves,
+    port: int,
+    shuffle: Callable[[list[str]], None] = random.shuffle,
+) -> tuple[Hop, ...]:
+    """The addresses to try for *route*, in order.
+
+    :param port: where the route names none.
+    :raises Fault: permanent, where DNS or this relay's place in the MX list says so; never for hops that the
+        administrator wrote (design, promise 5).
+    """
+    if route.kind is RouteKind.MX:
+        return await _exchangers(route.domain, resolver, ourselves, port, shuffle)
+    found: list[Hop] = []
+    reply = Reply.of(451, "4.4.6", "Mail loops back to this host")
+    detail = f"{route.key}: each next hop is this relay itself"
+    # All are asked before the first is waited for.
+    asked = [(hop, Deferred.fromCoroutine(resolver.addresses(hop.host))) for hop in route.hops]
+    for hop, question in asked:
+        try:
+            addresses = await question
+            if not addresses:
+                raise Fault(Reply.of(451, "4.4.4", f"{hop.host} has no address"))
+        except Fault as fault:
+            reply, detail = softened(fault.reply), fault.detail
+            continue
+        at = hop.port or port
+        found.extend(Hop(hop.host, a, at) for a in interleaved(addresses) if not ourselves.listens(a, at))
+    if not found:
+        raise Fault(reply, detail)
+    return tuple(found[:HOPS])
+
+
+async def _exchangers(
+    domain: str,
+    resolver: Lookups,
+    ourselves: Ourselves,
+    port: int,
+    shuffle: Callable[[list[str]], None],
+) -> tuple[Hop, ...]:
+    records = (await resolver.mx(domain))[:EXCHANGERS]
+    asked: list[tuple[int, str, Deferred[tuple[IPAddress, ...]]]] = [
+        (preference, host, Deferred.fromCoroutine(resolver.addresses(host)))
+        # RFC 5321 5.1: without an MX record the domain itself is the exchanger, of preference 0.
+        for preference, host in records or ((0, domain),)
+    ]
+    by_preference: dict[int, dict[str, tuple[IPAddress, ...]]] = {}
+    ours: int | None = None
+    failed: Fault | None = None
+    for preference, host, question in asked:
+        try:
+            addresses = await question
+        except Fault as fault:
+            # A temporary failure decides: the exchanger that cannot be looked up may be the one that works.
+            if not records or failed is None or fault.temporary:
+                failed = fault
+            continue
+        if ours is None and (ourselves.named(host) or any(ourselves.listens(a, port) for a in addresses)):
+            ours = preference
+        by_preference.setdefault(preference, {})[host] = addresses
+    if ours is not None:
+        # RFC 5321 5.1: what is as good as ourselves, or worse, would send it back to us.
+        by_preference = {p: hosts for p, hosts in by_preference.items() if p < ours}
+    found: list[Hop] = []
+    for _, hosts in sorted(by_preference.items()):
+        order = list(hosts)
+        shuffle(order)
+        found.extend(Hop(host, address, port) for host in order for address in interleaved(hosts[host]))
+    if found:
+        return tuple(found[:HOPS])
+    if failed is not None and (failed.temporary or not records):
+        raise failed
+    if ours is not None:
+        raise Fault(Reply.of(554, "5.4.6", f"Mail for {domain} loops back to this host"))
+    raise Fault(
+        Reply.of(550, "5.4.4", f"No mail exchanger of {domain} has an address"),
+        failed.detail if failed is not None else "",
+    )
+
+
+def interleaved(addresses: Sequence[IPAddress]) -> list[IPAddress]:
+    """IPv6 and IPv4 in turn, IPv6 first: where one family is dead, the other is never far (RFC 8305 4)."""
+    new = [a for a in addresses if isinstance(a, IPv6Address)]
+    old = [a for a in addresses if isinstance(a, IPv4Address)]
+    return [a for pair in zip_longest(new, old) for a in pair if a is not None]

@@ -14,7 +14,7 @@ from tests.lab.clients import run
 
 __all__ = ["SEVERITIES", "Finding", "RelayScan", "nmap_open_relay", "run_testssl"]
 
-SEVERITIES = ("OK", "INFO", "WARN", "LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
+SEVERITIES = ("DEBUG", "OK", "INFO", "WARN", "LOW", "MEDIUM", "HIGH", "CRITICAL", "FATAL")
 """testssl's grades, the best first. WARN is about testssl's own means, FATAL means that it could not scan."""
 
 

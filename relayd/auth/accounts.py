@@ -16,7 +16,7 @@ from pathlib import Path as File
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
-from ldap3.core.exceptions import LDAPInvalidValueError
+from ldap3.core.exceptions import LDAPExceptionError
 from ldap3.protocol.sasl.sasl import sasl_prep
 
 
@@ -41,7 +41,7 @@ def prepared(text: str) -> str:
     """
     try:
         return str(sasl_prep(text))
-    except LDAPInvalidValueError as error:
+    except LDAPExceptionError as error:
         raise ValueError(f"not allowed in a name or password: {error}") from None
 
 

@@ -69,21 +69,29 @@ class DataReader:
         return content, rest
 
     def _decode(self, octets: bytes, dots: bool) -> bytes:
-        if clean(octets):
-            return _DOT.sub(b"\r\n", octets) if dots else octets
-        self.fault = fault(octets, legacy=self._legacy)
-        if self.fault:
-            return b""
+        if not clean(octets):
+            self.fault = fault(octets, legacy=self._legacy)
+            if self.fault:
+                return b""
+        elif not dots:
+            return octets
+        elif not octets.endswith(b"\n."):
+            return _DOT.sub(b"\r\n", octets)
         return _unstuff_lines(octets)
 
 
 def _unstuff_lines(octets: bytes) -> bytes:
-    """Remove the dot-stuffing from lines that end in CRLF or LF, and end them all in CRLF."""
+    """Remove the dot-stuffing from lines that end in CRLF or LF, and end them all in CRLF.
+
+    :param octets: what follows a final dot, and was held back, is the end of its line.
+    """
     octets = octets.replace(b"\r\n", b"\n")
     if b"\n." in octets:
         # Dots that stand alone are doubled first. Neighbours share a line end: the second time finds the rest.
         for _ in range(2):
             octets = octets.replace(b"\n.\n", b"\n..\n")
+        if octets.endswith(b"\n."):
+            octets += b"."
         octets = octets.replace(b"\n.", b"\n")
     return bare_lf_to_crlf(octets)
 

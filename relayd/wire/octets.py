@@ -50,5 +50,5 @@ def _line_endings(octets: bytes) -> str | tuple[str, ...] | None:
     and thirty times as fast as a regular expression.
     """
     decoder = IncrementalNewlineDecoder(None, translate=False)
-    decoder.decode(octets.decode("latin-1"))
+    decoder.decode(octets.decode("latin-1"), final=True)
     return decoder.newlines

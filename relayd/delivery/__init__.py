@@ -1,0 +1,20 @@
+"""Outbound: connections to next hops, and what becomes of messages there."""
+
+from relayd.delivery.client import connect
+from relayd.delivery.connection import Connection
+from relayd.delivery.fault import PathFault, Stage
+from relayd.delivery.pool import ConnectionPool, Sent
+from relayd.delivery.target import Target, Timeouts
+from relayd.delivery.tls import ClientTls
+
+__all__ = [
+    "ClientTls",
+    "Connection",
+    "ConnectionPool",
+    "PathFault",
+    "Sent",
+    "Stage",
+    "Target",
+    "Timeouts",
+    "connect",
+]

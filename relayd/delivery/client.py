@@ -1,0 +1,73 @@
+"""Connecting to a next hop as an ESMTP client."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.protocol import Factory
+
+from relayd.delivery.connection import Connection
+from relayd.delivery.fault import PathFault, Stage
+from relayd.delivery.outflow import InThread
+from relayd.delivery.target import Target, Timeouts
+from relayd.delivery.tls import SERVED, ClientTls
+from relayd.model import IPAddress, Reply
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+def connect(
+    reactor: Any,
+    target: Target,
+    *,
+    hostname: str,
+    tls: ClientTls,
+    in_thread: InThread,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+) -> Deferred[Connection]:
+    """Connects to *target*, says EHLO, starts TLS and authenticates, as the target asks.
+
+    :param hostname: relayd's own name, for EHLO.
+    :param in_thread: where files are read (``BoundedPool.run``).
+    :returns: fires with a usable connection; fails with :class:`PathFault`. Cancelling it gives up.
+    """
+    return Deferred.fromCoroutine(_connect(reactor, target, hostname, tls, timeouts, in_thread))
+
+
+async def _connect(
+    reactor: Any, target: Target, hostname: str, tls: ClientTls, timeouts: Timeouts, in_thread: InThread
+) -> Connection:
+    if target.level not in SERVED:
+        reply = Reply.of(451, "4.7.5", f"TLS by {target.level.value} is not served")
+        raise PathFault(Stage.CONNECT, reply, peer=str(target))
+    address = target.address
+    endpoint = (TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint)(
+        reactor, str(address), target.port, timeouts.connect, _source(target.source_address, address)
+    )
+    factory = Factory.forProtocol(lambda: Connection(reactor, target, hostname, timeouts, tls, in_thread))
+    factory.noisy = False
+    try:
+        connection = cast(Connection, await endpoint.connect(factory))
+    except ConnectingCancelledError:
+        raise
+    except ConnectError as error:
+        text = f"No connection: {_why(error, timeouts.connect)}"
+        reply = Reply.of(451, "4.4.1", text)
+        raise PathFault(Stage.CONNECT, reply, f"{target}: {text}", peer=str(target)) from None
+    await connection.open()
+    return connection
+
+
+def _source(source: str, address: IPAddress) -> tuple[str, int] | None:
+    return (source, 0) if source and (":" in source) == (address.version == 6) else None
+
+
+def _why(error: ConnectError, seconds: float) -> str:
+    if isinstance(error, ConnectTimeout):
+        return f"no answer within {seconds:g} s"
+    return os.strerror(error.osError) if isinstance(error.osError, int) else str(error)

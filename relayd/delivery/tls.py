@@ -1,0 +1,155 @@
+"""TLS towards next hops: one OpenSSL context for all of them, and what each handshake came to."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path as File
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust, trustRootFromCertificates
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from relayd.model import Tls
+from relayd.settings import Delivery, OutboundTls
+
+#: Levels at which a certificate that does not hold ends the connection.
+VERIFYING = frozenset({OutboundTls.VERIFY, OutboundTls.IMPLICIT})
+
+#: Levels that this version can serve; the others stop the start (configuration) and never weaken to one of these.
+SERVED = frozenset({OutboundTls.NONE, OutboundTls.MAY, OutboundTls.REQUIRE, OutboundTls.VERIFY, OutboundTls.IMPLICIT})
+
+# X509_V_ERR_* of OpenSSL's x509_vfy.h: the ones that administrators meet.
+_VERIFY_ERRORS = {
+    9: "certificate is not yet valid",
+    10: "certificate has expired",
+    18: "self-signed certificate",
+    19: "self-signed certificate in chain",
+    20: "issuer is not known",
+    21: "issuer is not known",
+}
+
+
+class Untrusted(Exception):
+    """The next hop's certificate does not hold for the name that was asked for. The text says why."""
+
+
+class ClientTls:
+    """What all TLS connections to next hops share.
+
+    :param ca: PEM file of the CA certificates to trust; None = the system's.
+    :param certificate: PEM file with the certificate (chain) to show when a next hop asks for one.
+    :param key: PEM file of its private key; None = it is in *certificate*.
+    :raises ValueError: a file does not hold what it should; the text names it.
+    :raises OSError: a file cannot be read.
+    """
+
+    def __init__(self, ca: File | None = None, certificate: File | None = None, key: File | None = None) -> None:
+        roots = (
+            platformTrust()
+            if ca is None
+            else trustRootFromCertificates([Certificate(crypto.X509.from_cryptography(c)) for c in _certificates(ca)])
+        )
+        if certificate is None:
+            options = CertificateOptions(trustRoot=roots)
+        else:
+            chain = [crypto.X509.from_cryptography(c) for c in _certificates(certificate)]
+            options = CertificateOptions(
+                trustRoot=roots,
+                privateKey=_private_key(key or certificate),
+                certificate=chain[0],
+                extraCertChain=chain[1:],
+            )
+        self._context: SSL.Context = options.getContext()
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> ClientTls:
+        return cls(delivery.ca, delivery.client_certificate, delivery.client_key)
+
+    def handshake(self, name: str, level: OutboundTls) -> Handshake:
+        """One handshake with the host *name*, a DNS name or an IP address."""
+        return Handshake(self._context, name, must_hold=level in VERIFYING)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class Handshake:
+    """One TLS handshake as client: sends SNI, checks the chain, and tells afterwards what was agreed.
+
+    The chain is checked even where nothing depends on it: whether a path *could* be verified is what an
+    administrator needs to know before raising its level.
+    """
+
+    def __init__(self, context: SSL.Context, name: str, *, must_hold: bool) -> None:
+        self._context = context
+        self._must_hold = must_hold
+        self._chain_fault = ""
+        try:
+            self._address = str(ip_address(name))
+            self._name = ""
+        except ValueError:
+            self._address = ""
+            self._name = name if name.isascii() else name.encode("idna").decode("ascii")
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the certificate's chain, once it was seen; "" where nothing is."""
+        return self._chain_fault
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._context, None)
+        if self._name:  # RFC 6066 3: no address literals
+            connection.set_tlsext_host_name(self._name.encode("ascii"))
+        connection.set_verify(SSL.VERIFY_PEER, self._verify)
+        return connection
+
+    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+        if not ok and not self._chain_fault:
+            self._chain_fault = _VERIFY_ERRORS.get(
+                error, f"certificate fails verification (error {error}, depth {depth})"
+            )
+        return bool(ok) or not self._must_hold
+
+    def finished(self, connection: SSL.Connection) -> Tls:
+        """What a completed handshake agreed on.
+
+        :raises Untrusted: the certificate must hold, and does not.
+        """
+        fault = self._chain_fault or self._name_fault(connection)
+        if fault and self._must_hold:
+            raise Untrusted(fault)
+        return Tls(
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name() or "",
+            peer_name=self._name or self._address,
+            verified=not fault,
+        )
+
+    def _name_fault(self, connection: SSL.Connection) -> str:
+        try:
+            if self._name:
+                verify_hostname(connection, self._name)
+            else:
+                verify_ip_address(connection, self._address)
+        except (VerificationError, CertificateError):
+            return f"certificate is not for {self._name or self._address}"
+        except ValueError:  # a host name that no certificate can carry
+            return f"{self._name!r} cannot stand in a certificate"
+        return ""
+
+
+def _certificates(file: File) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: holds no PEM certificates") from error
+
+
+def _private_key(file: File) -> crypto.PKey:
+    try:
+        return crypto.load_privatekey(crypto.FILETYPE_PEM, file.read_bytes(), passphrase=b"")
+    except crypto.Error as error:
+        raise ValueError(f"{file}: holds no PEM private key without a passphrase") from error

@@ -1,0 +1,184 @@
+"""The server side of TLS: contexts, and the self-signed certificate of a first start."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+from ipaddress import ip_address
+from pathlib import Path as File
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from relayd.model import Fault, Reply
+from relayd.settings import TlsSettings
+
+_VERSIONS: Final = {
+    "1.0": SSL.TLS1_VERSION,
+    "1.1": SSL.TLS1_1_VERSION,
+    "1.2": SSL.TLS1_2_VERSION,
+    "1.3": SSL.TLS1_3_VERSION,
+}
+# TLS 1.2: forward secrecy and AEAD alone. TLS 1.3 has nothing else, and keeps OpenSSL's own list.
+_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+# Devices that need a minimum below 1.2 need CBC, RSA key exchange and SHA-1 signatures too; OpenSSL 3 has these at
+# level 0 alone. What it offers first is still the best both can do.
+_OLD_CIPHERS: Final = _CIPHERS + b":ECDHE+AES:DHE+AES:AES:!aNULL:!eNULL:!PSK:!SRP:@SECLEVEL=0"
+
+_OPTIONS: Final = (
+    SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_IGNORE_UNEXPECTED_EOF
+)
+_TLS_UNAVAILABLE: Final = Reply.of(454, "4.7.0", "TLS not available")
+_VALID: Final = datetime.timedelta(days=3650)
+#: A self-signed certificate with less left than this is replaced at the next start.
+_TOO_OLD: Final = datetime.timedelta(days=30)
+#: The self-signed pair: certificate and key in one file, so that they can only change together.
+SELF_SIGNED: Final = "self-signed.pem"
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerTls:
+    """Makes the server side of TLS connections from one context.
+
+    :param certificate: PEM: the certificate, then the chain that leads to its CA.
+    :param key: PEM; may be the same file.
+    :param minimum: ``1.0``, ``1.1``, ``1.2`` or ``1.3``.
+    :raises Fault: a file is not readable, holds no certificate or no key, or the two do not belong together. Its
+        detail names the file.
+    """
+
+    def __init__(self, certificate: File, key: File, minimum: str = "1.2") -> None:
+        self.context = context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(_VERSIONS[minimum])
+        context.set_options(_OPTIONS)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets do it
+        context.set_session_id(b"relayd")
+        context.set_cipher_list(_CIPHERS if minimum in ("1.2", "1.3") else _OLD_CIPHERS)
+        _load(context, certificate, key)
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        return SSL.Connection(self.context, None)
+
+
+def _load(context: SSL.Context, certificate: File, key: File) -> None:
+    for file, what, load in (
+        (certificate, "certificate", context.use_certificate_chain_file),
+        (key, "private key", context.use_privatekey_file),
+    ):
+        try:
+            file.read_bytes()  # says why a file cannot be read; OpenSSL does not
+            load(os.fspath(file))
+        except OSError as error:
+            raise _fault(f"{file}: {error.strerror or error}") from error
+        except SSL.Error as error:
+            why = "the key does not belong to the certificate" if "mismatch" in str(error) else _first(error)
+            raise _fault(f"{file}: no usable {what}: {why}") from error
+    try:
+        context.check_privatekey()
+    except SSL.Error as error:
+        raise _fault(f"{key}: the key does not belong to the certificate {certificate}") from error
+
+
+def _first(error: SSL.Error) -> str:
+    """OpenSSL's own word for what went wrong first."""
+    try:
+        return str(error.args[0][0][2]) or "not PEM"
+    except (IndexError, TypeError):
+        return "not PEM"
+
+
+def _fault(detail: str) -> Fault:
+    return Fault(_TLS_UNAVAILABLE, detail)
+
+
+def server_tls(settings: TlsSettings, directory: File, hostname: str) -> ServerTls:
+    """The server side of TLS as an administrator set it up; without a certificate, with a self-signed one.
+
+    :param directory: where the self-signed certificate is, or shall be.
+    :raises Fault: see :class:`ServerTls`; or the self-signed certificate cannot be written.
+    """
+    if settings.certificate is not None:
+        return ServerTls(settings.certificate, settings.key or settings.certificate, settings.minimum)
+    file = self_signed(directory, hostname)
+    return ServerTls(file, file, settings.minimum)
+
+
+def self_signed(directory: File, hostname: str) -> File:
+    """The self-signed certificate for *hostname* with its key, made if there is none that serves (mode 0600)."""
+    file = directory / SELF_SIGNED
+    try:
+        if not _serves(file, hostname):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace(file, _pair(hostname))
+    except OSError as error:
+        raise _fault(f"{error.filename or file}: {error.strerror or error}") from error
+    return file
+
+
+def _serves(file: File, hostname: str) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (FileNotFoundError, ValueError, x509.ExtensionNotFound):
+        return False
+    soon = datetime.datetime.now(datetime.UTC) + _TOO_OLD
+    return _general_name(hostname) in names and certificate.not_valid_after_utc > soon
+
+
+def _pair(hostname: str) -> bytes:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)  # RSA: old devices know nothing else
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + _VALID)
+        .add_extension(x509.SubjectAlternativeName([_general_name(hostname)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _general_name(hostname: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(hostname))
+    except ValueError:
+        return x509.DNSName(hostname.encode("idna").decode() if not hostname.isascii() else hostname)
+
+
+def _replace(file: File, content: bytes) -> None:
+    """Puts *content* in the place of *file*, whole or not at all; readable by the directory's owner alone."""
+    owner = file.parent.stat()
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
+    try:
+        with open(descriptor, "wb") as new:
+            new.write(content)
+            new.flush()
+            if os.geteuid() == 0:
+                os.fchown(new.fileno(), owner.st_uid, owner.st_gid)
+            os.fsync(new.fileno())
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+    at: Any = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)

@@ -1,0 +1,151 @@
+"""The tables of the queue, and the triggers that let one statement do a whole batch.
+
+Python's sqlite3 gives up the interpreter's lock for every step of every statement, and a thread that wants it back
+from a busy reactor may wait for 5 ms each time. So the writer hands SQLite all that waits as the rows of *one* INSERT
+into the view ``work``; triggers spread the rows over the tables, and the implicit transaction of that statement
+commits them. Beside a busy thread this was four to five times faster than a BEGIN, one INSERT a table, and a COMMIT.
+
+Columns of ``work``: kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets. What they mean for each kind stands at
+the triggers; :mod:`relayd.queue.rows` makes the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: In the header of the database file, so that no other database is taken for a queue. "rlyq"
+APPLICATION_ID: Final = 0x726C7971
+#: Of the tables; a newer one is refused, an older one will be brought up to date here.
+VERSION: Final = 1
+
+TABLES: Final = """
+CREATE TABLE message (
+    id          INTEGER PRIMARY KEY,        -- relayd.queue.ids: grows with time
+    received_at REAL NOT NULL,
+    size        INTEGER NOT NULL,           -- octets
+    in_file     INTEGER NOT NULL,           -- 0: the octets are in body; 1: in a file
+    envelope    TEXT NOT NULL,              -- JSON, without the recipients
+    finished_at REAL                        -- set when all recipients are final
+);
+CREATE INDEX message_finished ON message (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE body (
+    id     INTEGER PRIMARY KEY,             -- message.id
+    octets BLOB NOT NULL
+);
+
+CREATE TABLE recipient (
+    message        INTEGER NOT NULL,
+    n              INTEGER NOT NULL,        -- 0, 1, 2, ... within the message
+    state          INTEGER NOT NULL,        -- relayd.queue.rows.STATES; below 2: not final
+    leased         INTEGER NOT NULL,
+    due_at         REAL NOT NULL,           -- when to try; while leased, when the lease ends
+    attempts       INTEGER NOT NULL DEFAULT 0,
+    delay_notified INTEGER NOT NULL DEFAULT 0,
+    local          TEXT NOT NULL,
+    domain         TEXT NOT NULL,
+    extra          TEXT,                    -- JSON: what RCPT said beside the path
+    last_reply     TEXT,
+    last_host      TEXT,
+    PRIMARY KEY (message, n)
+) WITHOUT ROWID;
+CREATE INDEX recipient_open ON recipient (state, due_at, leased) WHERE state < 2;
+
+CREATE TABLE history (
+    message INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    at      REAL NOT NULL,
+    what    TEXT NOT NULL,
+    n       INTEGER,                        -- recipient.n; NULL: about the whole message
+    reply   TEXT,
+    host    TEXT,
+    tls     TEXT,
+    detail  TEXT,
+    PRIMARY KEY (message, seq)
+) WITHOUT ROWID;
+"""
+
+#: Columns of ``work``.
+WIDTH: Final = 15
+
+#: Of the writing connection alone.
+TRIGGERS: Final = """
+CREATE TEMP VIEW work (kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets) AS
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE 0;
+
+-- 1 MESSAGE: at = received_at, i = size, j = in_file, a = envelope; octets unless in a file
+CREATE TEMP TRIGGER work_message INSTEAD OF INSERT ON work WHEN NEW.kind = 1 BEGIN
+    INSERT INTO message (id, received_at, size, in_file, envelope)
+        VALUES (NEW.message, NEW.at, NEW.i, NEW.j, NEW.a);
+    INSERT INTO body (id, octets) SELECT NEW.message, NEW.octets WHERE NEW.j = 0;
+END;
+
+-- 2 RECIPIENT: due = due_at or the lease's end, i = leased, a = local, b = domain, c = extra
+CREATE TEMP TRIGGER work_recipient INSTEAD OF INSERT ON work WHEN NEW.kind = 2 BEGIN
+    INSERT INTO recipient (message, n, state, leased, due_at, local, domain, extra)
+        VALUES (NEW.message, NEW.n, 0, NEW.i, NEW.due, NEW.a, NEW.b, NEW.c);
+END;
+
+-- 3 ATTEMPT: i = the new state, j = counts, k = delay_notified, due = next_at, a = reply, b = host, c = tls,
+-- d = detail, e = what. What an administrator dropped stays dropped, what he holds stays held unless it is final now;
+-- the history says what happened all the same.
+CREATE TEMP TRIGGER work_attempt INSTEAD OF INSERT ON work WHEN NEW.kind = 3 BEGIN
+    INSERT INTO history (message, seq, at, what, n, reply, host, tls, detail)
+        SELECT NEW.message, NEW.seq, NEW.at, NEW.e, NEW.n, NEW.a, NEW.b, NEW.c, NEW.d
+        FROM recipient WHERE message = NEW.message AND n = NEW.n AND (NEW.j OR NEW.i <> 0);
+    UPDATE recipient SET
+        state = CASE NEW.i WHEN 0 THEN state ELSE NEW.i END,
+        leased = 0,
+        due_at = NEW.due,
+        attempts = attempts + NEW.j,
+        delay_notified = max(delay_notified, NEW.k),
+        last_reply = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.a ELSE last_reply END,
+        last_host = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.b ELSE last_host END
+    WHERE message = NEW.message AND n = NEW.n AND state < 2;
+END;
+
+-- 4 FINISH: at = now; a message none of whose recipients waits any more loses its octets
+CREATE TEMP TRIGGER work_finish INSTEAD OF INSERT ON work WHEN NEW.kind = 4 BEGIN
+    UPDATE message SET finished_at = NEW.at
+        WHERE id = NEW.message AND finished_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM recipient WHERE message = NEW.message AND state < 2);
+    DELETE FROM body
+        WHERE id = NEW.message
+        AND EXISTS (SELECT 1 FROM message WHERE id = NEW.message AND finished_at IS NOT NULL);
+END;
+
+-- 5 NOTE in the history: e = what, d = detail, n or NULL
+CREATE TEMP TRIGGER work_note INSTEAD OF INSERT ON work WHEN NEW.kind = 5 BEGIN
+    INSERT INTO history (message, seq, at, what, n, reply, host, tls, detail)
+        VALUES (NEW.message, NEW.seq, NEW.at, NEW.e, NEW.n, NEW.a, NEW.b, NEW.c, NEW.d);
+END;
+
+-- 6 LEASE: due = its end
+CREATE TEMP TRIGGER work_lease INSTEAD OF INSERT ON work WHEN NEW.kind = 6 BEGIN
+    UPDATE recipient SET leased = 1, due_at = NEW.due WHERE message = NEW.message AND n = NEW.n AND state = 0;
+END;
+
+-- 7 RENEW: due = the lease's end
+CREATE TEMP TRIGGER work_renew INSTEAD OF INSERT ON work WHEN NEW.kind = 7 BEGIN
+    UPDATE recipient SET due_at = NEW.due
+        WHERE message = NEW.message AND n = NEW.n AND state = 0 AND leased = 1;
+END;
+
+-- 8 RETRY: due = now; what is leased is being tried already
+CREATE TEMP TRIGGER work_retry INSTEAD OF INSERT ON work WHEN NEW.kind = 8 BEGIN
+    UPDATE recipient SET due_at = NEW.due WHERE message = NEW.message AND state = 0 AND leased = 0;
+END;
+
+-- 9 STOP: every recipient that is not final gets state i (a final one)
+CREATE TEMP TRIGGER work_stop INSTEAD OF INSERT ON work WHEN NEW.kind = 9 BEGIN
+    UPDATE recipient SET state = NEW.i, leased = 0 WHERE message = NEW.message AND state < 2;
+END;
+
+-- 10 PURGE: a finished message and its history go
+CREATE TEMP TRIGGER work_purge INSTEAD OF INSERT ON work WHEN NEW.kind = 10 BEGIN
+    DELETE FROM history WHERE message = NEW.message;
+    DELETE FROM recipient WHERE message = NEW.message;
+    DELETE FROM body WHERE id = NEW.message;
+    DELETE FROM message WHERE id = NEW.message;
+END;
+"""

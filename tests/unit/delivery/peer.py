@@ -111,7 +111,7 @@ class Net:
         return len(self.reactor.tcpClients)
 
     def accept(self) -> Peer:
-        host, port, factory, timeout, source = self.reactor.tcpClients[self.accepted]
+        _host, _port, factory, _timeout, _source = self.reactor.tcpClients[self.accepted]
         self.accepted += 1
         return Peer(factory)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,14 +42,14 @@ class TestPipelined:
         assert connection.usable
 
     def test_next_message_needs_no_rset(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, connection, _result, _ = sending(net, PIPELINING)
         peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         peer.say(b"250 ok")
         Result(connection.send(ALICE, [BOB], Body(HELLO)))
         assert peer.read() == MAIL + RCPT_BOB + b"DATA\r\n"
 
     def test_each_recipient_has_its_own_answer(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, _connection, result, _ = sending(net, PIPELINING)
         assert peer.say(b"250 ok", b"550 5.1.1 who?", b"250 ok", b"354 go")
         peer.say(b"250 ok")
         assert codes(result.value) == [550, 250]
@@ -61,7 +63,7 @@ class TestPipelined:
         assert connection.usable
 
     def test_data_refused_with_nobody_accepted_means_nothing(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, _connection, result, _ = sending(net, PIPELINING)
         peer.say(b"250 ok", b"550 no", b"450 later", b"554 no valid recipients")
         assert codes(result.value) == [550, 450]
 
@@ -72,7 +74,7 @@ class TestPipelined:
         assert connection.usable
 
     def test_a_failed_transaction_is_reset_in_the_next_write(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, connection, _result, _ = sending(net, PIPELINING)
         peer.say(b"450 4.2.0 later", b"503 no", b"503 no", b"503 no")
         again = Result(connection.send(ALICE, [BOB], Body(HELLO)))
         assert peer.read() == b"RSET\r\n" + MAIL + RCPT_BOB + b"DATA\r\n"
@@ -81,7 +83,7 @@ class TestPipelined:
         assert codes(again.value) == [250]
 
     def test_no_message_for_recipients_without_a_sender(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, _connection, result, _ = sending(net, PIPELINING)
         assert peer.say(b"550 no", b"250 ok", b"250 ok", b"354 go") == b""
         assert peer.ended
         peer.drop()
@@ -89,10 +91,10 @@ class TestPipelined:
 
     @given(cuts=st.lists(st.integers(0, 200), max_size=20))
     def test_segments_of_the_replies_do_not_matter(self, cuts: list[int]) -> None:
-        peer, connection, result, _ = sending(Net(), PIPELINING)
+        peer, _connection, result, _ = sending(Net(), PIPELINING)
         replies = b"250-ok\r\n250 ok\r\n550 5.1.1 who?\r\n250 ok\r\n354 go\r\n"
         edges = sorted({0, *(cut for cut in cuts if cut < len(replies)), len(replies)})
-        for start, end in zip(edges, edges[1:]):
+        for start, end in pairwise(edges):
             peer.protocol.dataReceived(replies[start:end])
         assert peer.read() == HELLO + b".\r\n"
         peer.say(b"250 ok")
@@ -101,7 +103,7 @@ class TestPipelined:
 
 class TestOneByOne:
     def test_each_command_waits_for_its_reply(self, net: Net) -> None:
-        peer, connection, result, first = sending(net)
+        peer, _connection, result, first = sending(net)
         assert first == MAIL
         assert peer.say(b"250 ok") == RCPT_BOB
         assert peer.say(b"251 will forward") == RCPT_CAROL
@@ -121,7 +123,7 @@ class TestOneByOne:
         assert peer.say(b"250 ok") == MAIL
 
     def test_mail_refused_ends_it(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net)
+        peer, _connection, result, _ = sending(net)
         assert peer.say(b"450 4.7.1 greylisted") == b""
         assert codes(result.value) == [450, 450]
 
@@ -215,7 +217,7 @@ class TestEachStepFailing:
     def test_an_answer_to_another_question(self, net: Net, stage: Stage, extensions, code: bytes) -> None:
         if stage is Stage.DATA:
             code = b"250 ok"
-        peer, connection, result = at(net, stage, extensions)
+        peer, _connection, result = at(net, stage, extensions)
         peer.say(code)
         assert peer.ended
         peer.drop()
@@ -225,7 +227,7 @@ class TestEachStepFailing:
             assert result.fault(PathFault).stage is stage
 
     def test_silence(self, net: Net, stage: Stage, extensions) -> None:
-        peer, connection, result = at(net, stage, extensions)
+        peer, _connection, result = at(net, stage, extensions)
         patience = 600 if stage is Stage.END else 300
         net.reactor.advance(patience - 1)
         assert result.waiting
@@ -261,7 +263,7 @@ class TestAnswersThatStand:
         assert not connection.usable
 
     def test_lost_after_a_refusal(self, net: Net, extensions) -> None:
-        peer, connection, result, _ = sending(net, *extensions)
+        peer, _connection, result, _ = sending(net, *extensions)
         peer.say(b"250 ok")
         peer.say(b"550 5.1.1 who?")
         peer.say(b"250 ok")
@@ -269,7 +271,7 @@ class TestAnswersThatStand:
         assert codes(result.value) == [550, 451]
 
     def test_lost_after_mail_was_refused(self, net: Net) -> None:
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, _connection, result, _ = sending(net, PIPELINING)
         peer.say(b"550 no")
         peer.drop()
         assert codes(result.value) == [550, 550]
@@ -287,25 +289,25 @@ class TestAnswersThatStand:
         assert not connection.usable
 
     def test_552_to_rcpt_is_too_many_recipients(self, net: Net) -> None:  # RFC 5321 4.5.3.1.10
-        peer, connection, result, _ = sending(net, PIPELINING)
+        peer, _connection, result, _ = sending(net, PIPELINING)
         peer.say(b"250 ok", b"250 ok", b"552 5.5.3 too many", b"354 go")
         peer.say(b"250 ok")
         assert [str(reply) for reply in result.value] == ["250 ok", "452 4.5.3 too many"]
 
     def test_552_to_the_message_is_final(self, net: Net) -> None:
-        peer, connection, result = at(net, Stage.END, (PIPELINING,))
+        peer, _connection, result = at(net, Stage.END, (PIPELINING,))
         peer.say(b"552 5.3.4 too large")
         assert codes(result.value) == [552, 552]
 
     def test_530_to_one_recipient_is_temporary_for_it_alone(self, net: Net, extensions) -> None:
-        peer, connection, result, _ = sending(net, *extensions)
+        peer, _connection, result, _ = sending(net, *extensions)
         for line in (b"250 ok", b"530 5.7.1 authenticate first", b"250 ok", b"354 go", b"250 done"):
             peer.say(line)
         assert [str(reply) for reply in result.value] == ["451 4.7.1 authenticate first", "250 done"]
 
     def test_lost_inside_a_large_message_is_no_delivery(self, net: Net) -> None:
         body = Body(b"x\r\n" * 300_000, filed=True)
-        peer, connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
+        peer, _connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
         peer.wire.producerState = "paused"
         connection_writes_stop(peer)
         peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
@@ -330,7 +332,7 @@ class TestWhatTheNextHopCannotTake:
         assert first.startswith(b"MAIL FROM:<alice@corp.example> SIZE=%d\r\n" % len(HELLO))
 
     def test_a_message_over_its_size_is_not_offered(self, net: Net) -> None:
-        peer, connection, result, first = sending(net, b"SIZE 10")
+        _peer, connection, result, first = sending(net, b"SIZE 10")
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.3.4"] * 2
         assert connection.usable
@@ -341,7 +343,7 @@ class TestWhatTheNextHopCannotTake:
 
     @pytest.mark.parametrize("filed", [False, True])
     def test_8_bit_towards_a_7_bit_host_bounces(self, net: Net, filed: bool) -> None:
-        peer, connection, result, first = sending(net, PIPELINING, body=Body(b"\r\n\xe4\r\n", filed))
+        _peer, connection, result, first = sending(net, PIPELINING, body=Body(b"\r\n\xe4\r\n", filed))
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.6.3"] * 2
         assert connection.usable
@@ -354,14 +356,14 @@ class TestWhatTheNextHopCannotTake:
 
     def test_international_recipient_towards_a_host_without_smtputf8(self, net: Net) -> None:
         jose = Recipient(Path("josé", "partner.example"))
-        peer, connection, result, first = sending(net, PIPELINING, recipients=(jose, BOB))
+        peer, _connection, result, first = sending(net, PIPELINING, recipients=(jose, BOB))
         assert first == MAIL + RCPT_BOB + b"DATA\r\n"
         peer.say(b"250 ok", b"250 ok", b"354 go")
         peer.say(b"250 ok")
         assert [(reply.code, reply.enhanced) for reply in result.value] == [(553, "5.6.7"), (250, "")]
 
     def test_international_sender_towards_a_host_without_smtputf8(self, net: Net) -> None:
-        peer, connection, result, first = sending(net, sender=Sender(Path("é", "corp.example"), smtputf8=True))
+        _peer, _connection, result, first = sending(net, sender=Sender(Path("é", "corp.example"), smtputf8=True))
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.6.7"] * 2
 
@@ -390,7 +392,7 @@ class TestWhatTheNextHopCannotTake:
         bad = Recipient(Path(local, "partner.example"))
         peer, connection, result, first = sending(net, PIPELINING, recipients=(bad, BOB))
         assert first == MAIL + RCPT_BOB + b"DATA\r\n"
-        peer, connection, result, first = sending(Net(), sender=Sender(Path(local, "corp.example")))
+        _peer, _connection, result, first = sending(Net(), sender=Sender(Path(local, "corp.example")))
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.1.7"] * 2
 
@@ -406,7 +408,7 @@ UNCLEAN = ["\n.\n", "\r.\r", "\r.\n", "\n.\r", "\n.\r\n", "\r\n.\n", "\r.\r\n", 
 class TestTheMessage:
     @given(content=CLEAN_BODIES, filed=st.booleans())
     def test_exactly_one_message_leaves(self, content: bytes, filed: bool) -> None:
-        peer, connection, result, _ = sending(Net(), PIPELINING, b"8BITMIME", body=Body(content, filed))
+        peer, _connection, result, _ = sending(Net(), PIPELINING, b"8BITMIME", body=Body(content, filed))
         written = peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         reader = DataReader()
         arrived, rest = reader.feed(written)
@@ -433,14 +435,14 @@ class TestTheMessage:
         content = content.replace(b"\r", b"").replace(b"\n", b"")
         where %= len(content) + 1
         content = content[:where] + what + content[where:]
-        peer, connection, result, first = sending(Net(), PIPELINING, b"8BITMIME", body=Body(content, filed))
+        peer, _connection, result, _first = sending(Net(), PIPELINING, b"8BITMIME", body=Body(content, filed))
         written = peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go") if filed else b""
         assert DataReader().feed(written)[1] is None
         assert codes(result.value) == [554, 554]
 
     def test_a_large_message_waits_for_its_reader(self, net: Net) -> None:
         content = b"0123456789\r\n" * 100_000
-        peer, connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=Body(content, filed=True))
+        peer, _connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=Body(content, filed=True))
         connection_writes_stop(peer)
         first = peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         assert first == b""
@@ -464,7 +466,7 @@ class TestTheMessage:
 
     def test_a_peer_that_takes_nothing_of_a_large_message(self, net: Net) -> None:
         body = Body(b"x\r\n" * 300_000, filed=True)
-        peer, connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
+        peer, _connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
         connection_writes_stop(peer)
         peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         net.reactor.advance(300)
@@ -473,7 +475,7 @@ class TestTheMessage:
 
     def test_an_answer_inside_a_large_message(self, net: Net) -> None:
         body = Body(b"x\r\n" * 300_000, filed=True)
-        peer, connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
+        peer, _connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
         connection_writes_stop(peer)
         peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         peer.say(b"552 5.3.4 too large")
@@ -484,13 +486,13 @@ class TestTheMessage:
 
     def test_a_message_that_cannot_be_read(self, net: Net) -> None:
         body = BrokenBody(HELLO, filed=True)
-        peer, connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
+        peer, _connection, result, _ = sending(net, PIPELINING, b"8BITMIME", body=body)
         peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
         assert peer.ended
         assert [str(reply)[:9] for reply in result.value] == ["451 4.3.0"] * 2
 
     def test_a_message_that_cannot_be_looked_through(self, net: Net) -> None:
-        peer, connection, result, first = sending(net, PIPELINING, body=BrokenBody(HELLO, filed=True))
+        _peer, connection, result, first = sending(net, PIPELINING, body=BrokenBody(HELLO, filed=True))
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["4.3.0"] * 2
         assert connection.usable

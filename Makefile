@@ -26,7 +26,10 @@ $(VENV)/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
 
 run: $(VENV)/run.stamp
 	@mkdir -p var
-	@exec $(BIN)/twistd --nodaemon --pidfile= relayd --config etc/relayd.toml
+	@echo "once it says ready, try in another terminal:"
+	@echo "  printf 'Subject: hello\n\nIt works.\n' | curl -sS smtp://127.0.0.1:2525 --crlf --upload-file - \\"
+	@echo "      --mail-from me@relayd.example --mail-rcpt you@relayd.example; cat var/drop/*.eml"
+	@PYTHONPATH=$(CURDIR) exec $(BIN)/twistd --nodaemon --pidfile= relayd --config etc/relayd.toml
 
 packages: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.lab.packages

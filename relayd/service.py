@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as File
-from typing import Any
+from typing import Any, NoReturn
 
 from sdnotify import SystemdNotifier
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.portal import Portal
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import ILogObserver
@@ -66,8 +66,8 @@ class Options(usage.Options):
         file = File(self["config"]) if self["config"] else default_file()
         try:
             self.loaded = load(file)
-        except ConfigFaults as faults:
-            _end(1, str(faults))
+        except ConfigFaults as wrong:
+            _end(1, str(wrong))
         settings = self.loaded.settings
         faults = [] if self["allow-open-relay"] else [str(found) for found in open_relay(settings)]
         faults += map(str, _as_root(settings))
@@ -77,7 +77,7 @@ class Options(usage.Options):
             _end(0, *(f"{warning} (warning)" for warning in self.loaded.warnings), f"{file}: sound")
 
 
-def _end(code: int, *lines: str) -> None:
+def _end(code: int, *lines: str) -> NoReturn:
     print(*lines, sep="\n", file=sys.stderr if code else sys.stdout, flush=True)
     raise SystemExit(code)
 
@@ -130,7 +130,7 @@ class RelayService(MultiService):
     """
 
     def __init__(self, loaded: Loaded, reactor: Any, *, own_log: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         settings = self.settings = loaded.settings
         self._warnings = loaded.warnings
         self._reactor = reactor
@@ -162,8 +162,8 @@ class RelayService(MultiService):
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
         if self._own_log and isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, twisted_observer(self.events))
-        super().setServiceParent(parent)
+            parent.setComponent(ILogObserver, twisted_observer(self.events))  # type: ignore[no-untyped-call]
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     def privilegedStartService(self) -> None:
         """What may need root: files, keys and ports. After it, the process is ``server.user``."""
@@ -189,10 +189,10 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         Deferred.fromCoroutine(self._start()).addErrback(self._not_started)
 
     async def _start(self) -> None:
@@ -214,6 +214,7 @@ class RelayService(MultiService):
         self._reactor.stop()
 
     def stopService(self) -> Deferred[Any]:
+        super().stopService()  # type: ignore[no-untyped-call]
         SystemdNotifier().notify("STOPPING=1")
         self.events.emit(Stopping())
         return Deferred.fromCoroutine(self._stop())
@@ -221,8 +222,7 @@ class RelayService(MultiService):
     async def _stop(self) -> None:
         await gatherResults([entry.stop() for entry in self.listening], consumeErrors=True)
         if self._control is not None:
-            await self._control.stopListening()
-        await super().stopService()
+            await maybeDeferred(self._control.stopListening)
         if self.scheduler.running:
             await self.scheduler.stopService()
         await self.store.close()

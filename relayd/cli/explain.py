@@ -15,7 +15,7 @@ from relayd.wire import parse_address
 _COLOURS = {"accept": "green", "refuse": "red", "defer": "yellow"}
 
 
-class _Address(click.ParamType):
+class _Address(click.ParamType[Path]):
     """A mail address; ``<>`` or nothing is the null reverse-path."""
 
     name = "ADDRESS"
@@ -28,7 +28,7 @@ class _Address(click.ParamType):
             self.fail(f"{value}: {error}", param, ctx)
 
 
-class _Client(click.ParamType):
+class _Client(click.ParamType[IPAddress]):
     name = "IP"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> IPAddress:

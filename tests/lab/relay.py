@@ -16,6 +16,9 @@ from typing import Any
 #: Whatever a test waits for has to come in this many seconds.
 DEADLINE = 30.0
 
+#: The tree under test comes before whatever is installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
 Event = dict[str, Any]
 
 MINIMAL = """\
@@ -70,7 +73,7 @@ class Relay:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            env={**ENVIRONMENT, **(environment or {})},
         )
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
@@ -166,7 +169,7 @@ class Relay:
         """The port the kernel chose for *listener*."""
         ready = next(self.find("ready"))
         for text in ready["listening"]:
-            name, _, address = text.partition("=")
+            name, address, _ = text.split(" ")
             if name == listener:
                 return int(address.rpartition(":")[2])
         raise AssertionError(f"no listener {listener} in {ready}")
@@ -183,6 +186,7 @@ class Relay:
             text=True,
             timeout=DEADLINE,
             input=input,
+            env=ENVIRONMENT,
         )
 
     def ctl_json(self, *arguments: str) -> Any:

@@ -252,6 +252,17 @@ class BadMail(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HopRests(Event):
+    """A next hop failed, and is left alone for *seconds*; it may have nothing to do with any one message."""
+
+    name: ClassVar[str] = "hop-rests"
+    level: ClassVar[str] = "warn"
+    host: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAction(Event):
     """An administrator did something to the queue or the server."""
 

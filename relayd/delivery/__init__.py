@@ -4,6 +4,8 @@ from relayd.delivery.client import connect
 from relayd.delivery.connection import Connection
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.pool import ConnectionPool, Sent
+from relayd.delivery.route import Route, RouteKind, Router
+from relayd.delivery.scheduler import Scheduler
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls
 
@@ -12,6 +14,10 @@ __all__ = [
     "Connection",
     "ConnectionPool",
     "PathFault",
+    "Route",
+    "RouteKind",
+    "Router",
+    "Scheduler",
     "Sent",
     "Stage",
     "Target",

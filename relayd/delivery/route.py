@@ -16,6 +16,8 @@ from relayd.policy import DomainTable
 from relayd.policy.domains import fold
 from relayd.settings import Credential, Domain, DomainKind, NextHop, OutboundTls, Settings
 
+#: Files written to the drop folder at once: they share a directory fsync.
+DROPS = 64
 #: Recipients' domains whose routes are remembered.
 REMEMBERED = 10_000
 
@@ -34,7 +36,7 @@ class Route:
         ``smart host relay.example:587``.
     :ivar domain: for MX the domain to look up, for DROP the name of the local domain.
     :ivar tls: the least TLS that mail on this route must have.
-    :ivar connections: how many at once, at most.
+    :ivar connections: how many at once, at most; *first*: before anything succeeded (0 = the scheduler knows best).
     :ivar reason: the configuration key that chose this route; empty for MX by default.
     """
 
@@ -46,6 +48,7 @@ class Route:
     credential: Credential | None = None
     connections: int = 20
     reason: str = ""
+    first: int = 0
 
 
 class Router:
@@ -77,9 +80,7 @@ class Router:
             else:
                 # Only postmaster is accepted like this (RFC 5321 4.5.1): kept, since there is nowhere to send it.
                 here = server.hostname.lower()
-                return Route(RouteKind.DROP, f"drop {here}", here, reason="server.postmaster"), Path(
-                    path.local, here
-                )
+                return _drop(here, "server.postmaster"), Path(path.local, here)
         route = self._known.get(path.domain)
         if route is None:
             if len(self._known) >= REMEMBERED:
@@ -100,7 +101,7 @@ class Router:
         delivery = self._settings.delivery
         table = self._domains.find(domain)
         if table is not None and table.kind is DomainKind.LOCAL:
-            return Route(RouteKind.DROP, f"drop {table.name}", table.name, reason=table.origin)
+            return _drop(table.name, table.origin)
         connections = (table.connections if table is not None else 0) or delivery.connections_per_hop
         tls = table.tls if table is not None else None
         if table is not None and table.route:
@@ -143,6 +144,10 @@ class Router:
 
     def _credential(self, name: str) -> Credential | None:
         return self._credentials[name] if name else None
+
+
+def _drop(domain: str, reason: str) -> Route:
+    return Route(RouteKind.DROP, f"drop {domain}", domain, connections=DROPS, first=DROPS, reason=reason)
 
 
 def _hops(

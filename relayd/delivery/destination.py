@@ -1,0 +1,157 @@
+"""What is known of the ways out: what waits for each, how much it bears, which hops are dead for now."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from relayd.delivery.mx import Hop
+from relayd.delivery.route import Route
+from relayd.model import Fault, Recipient
+from relayd.queue.store import Claim, QueuedRecipient
+
+#: Transactions at once to a destination of which nothing is known.
+FIRST_CONCURRENCY = 5
+#: How long a hop rests after its first failure, and at most, in seconds. Each failure doubles it.
+REST, LONGEST_REST = 5.0, 300.0
+#: A hop that worked within these seconds is not dead when one connection fails: it has too many of them.
+ALIVE = 10.0
+#: A destination is stalled when nothing came back from it for these seconds.
+STALLED = 10.0
+#: How long mail for a stalled destination waits outside, and at most, in seconds.
+PATIENCE, LONGEST_PATIENCE = 60.0, 900.0
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A claim that the scheduler holds, with how many jobs of it are open and since when its lease runs."""
+
+    claim: Claim
+    open: int
+    leased_at: float
+    octets: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Recipients of one message that share a transaction.
+
+    :ivar addressed: what to say in RCPT for each of *recipients*.
+    """
+
+    held: Held
+    recipients: Sequence[QueuedRecipient]
+    addressed: Sequence[Recipient]
+    requeued: int = 0
+
+    @property
+    def claim(self) -> Claim:
+        return self.held.claim
+
+
+@dataclass(slots=True, eq=False)
+class Destination:
+    """A queue, first in first out, and the feedback that sets how many transactions run at once.
+
+    :ivar limit: transactions at once: grows by one with each success, is halved by each failure.
+    :ivar listed: it stands in the scheduler's round.
+    """
+
+    route: Route
+    limit: int
+    queue: deque[Job] = field(default_factory=deque)
+    active: int = 0
+    listed: bool = False
+    hops: tuple[Hop, ...] = ()
+    hops_until: float = 0.0
+    progress_at: float = 0.0
+    patience: float = PATIENCE
+    failure: Fault | None = None
+    failure_host: str = ""
+
+    @classmethod
+    def of(cls, route: Route, now: float) -> Destination:
+        return cls(route, min(route.first or FIRST_CONCURRENCY, route.connections), progress_at=now)
+
+    @property
+    def free(self) -> bool:
+        return self.active < self.limit
+
+    @property
+    def idle(self) -> bool:
+        return not self.queue and not self.active
+
+    def stalled(self, now: float) -> bool:
+        return self.active > 0 and now - self.progress_at > STALLED
+
+    def succeeded(self, now: float) -> None:
+        self.limit = min(self.limit + 1, self.route.connections)
+        self.progress_at = now
+        self.patience = PATIENCE
+        self.failure = None
+
+    def failed(self, fault: Fault, host: str) -> None:
+        self.limit = max(1, self.limit // 2)
+        self.failure, self.failure_host = fault, host
+        self.hops_until = 0.0
+
+    def send_away(self) -> float:
+        """How long the next mail waits outside that there is no room for here, in seconds."""
+        patience = self.patience
+        self.patience = min(patience * 2, LONGEST_PATIENCE)
+        return patience
+
+
+@dataclass(slots=True)
+class _Rest:
+    until: float
+    failures: int
+
+
+class Health:
+    """Which hops rest, since the last tries failed; and which worked lately. Shared by all destinations."""
+
+    def __init__(self) -> None:
+        self._rests: dict[Hop, _Rest] = {}
+        self._worked: dict[Hop, float] = {}
+
+    def worked(self, hop: Hop, now: float) -> None:
+        self._worked[hop] = now
+        if self._rests:
+            self._rests.pop(hop, None)
+
+    def alive(self, hop: Hop, now: float) -> bool:
+        """Whether *hop* worked a moment ago."""
+        return now - self._worked.get(hop, -ALIVE) < ALIVE
+
+    def failed(self, hop: Hop, now: float) -> float:
+        """*hop* failed. How long it rests, in seconds, where that begins now; else 0."""
+        rest = self._rests.setdefault(hop, _Rest(0.0, 0))
+        if rest.until > now:
+            return 0.0  # others that were under way when it failed
+        seconds = min(REST * 2.0**rest.failures, LONGEST_REST)
+        rest.failures = min(rest.failures + 1, 16)
+        rest.until = now + seconds
+        self._worked.pop(hop, None)
+        return seconds
+
+    def resting(self, hop: Hop, now: float) -> bool:
+        rest = self._rests.get(hop)
+        return rest is not None and rest.until > now
+
+    def until(self, hops: Iterable[Hop], now: float) -> float:
+        """When the first of *hops* may be tried; *now* or earlier = at once."""
+        if not self._rests:
+            return now
+        return min((self._rests[hop].until if hop in self._rests else now for hop in hops), default=now)
+
+    def refresh(self) -> None:
+        """Every hop may be tried at once."""
+        for rest in self._rests.values():
+            rest.until = 0.0
+
+    def forget(self, now: float) -> None:
+        """Drops what is too old to matter."""
+        self._worked = {hop: at for hop, at in self._worked.items() if now - at < ALIVE}
+        self._rests = {hop: rest for hop, rest in self._rests.items() if now - rest.until < 2 * LONGEST_REST}

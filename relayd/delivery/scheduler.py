@@ -1,0 +1,529 @@
+"""Who is delivered to next: takes claims, sorts them by destination, sends, and records what came of it.
+
+Each destination has a queue of its own and a number of transactions at once that grows with success; destinations
+take turns. So a slow or dead one holds up nobody else. A worker is a coroutine that sends one job after the other
+to one destination; there is no timer and no look-up per message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from relayd.delivery.badmail import BadmailFolder
+from relayd.delivery.destination import Destination, Health, Held, Job
+from relayd.delivery.drop import DropFolder
+from relayd.delivery.mx import Hop, Lookups, Ourselves, hops
+from relayd.delivery.notify import Notifier
+from relayd.delivery.outcome import Judgement, Result, judge
+from relayd.delivery.pool import ConnectionPool
+from relayd.delivery.route import Route, Router
+from relayd.delivery.sending import Requeue, Sending, Sends
+from relayd.delivery.target import Timeouts
+from relayd.delivery.tls import ClientTls
+from relayd.events import DsnQueued, Events, InternalFault
+from relayd.model import Fault, Recipient, Reply
+from relayd.policy import DomainTable
+from relayd.queue.store import Attempt, Claim, MessageState, QueuedRecipient, Settlement, Store
+from relayd.settings import Settings
+from relayd.threads import BoundedPool
+
+#: Claims held at most, and octets of their messages in memory.
+CAPACITY, MEMORY = 2000, 128 * 1024**2
+#: Jobs that a stalled destination may keep here.
+SHARE = 250
+#: Recipients of one transaction (RFC 5321 4.5.3.1.8: every server takes 100).
+RECIPIENTS = 100
+#: Recipients claimed at once, and the least room that makes it worth while.
+BATCH, LEAST_ROOM = 200, 50
+#: Seconds between looks at leases and stalled destinations; age at which a lease is renewed.
+TICK, RENEW = 5.0, 20.0
+#: Seconds between looks at the queue, when nothing wakes it: at least, and at most (clocks may jump).
+SHORTEST_SLEEP, LONGEST_SLEEP = 0.25, 300.0
+#: Seconds until a store that failed is asked again, doubled each time up to the second.
+AGAIN, LONGEST_AGAIN = 1.0, 60.0
+#: Seconds until a message is tried again whose delivery failed by a fault of relayd's own.
+AFTER_FAULT = 300.0
+#: Seconds that a stop waits for what is under way, and then for the queue to record it.
+GRACE = 5.0
+
+_STOPPING = Reply.of(451, "4.3.2", "The relay stopped before it was tried")
+_BUSY = Reply.of(451, "4.4.5", "The next hop is slow; more mail for it waits")
+_INTERNAL = Reply.of(451, "4.3.0", "Internal error, the message will be tried again")
+
+
+class Scheduler(Service):
+    """Delivers what the store holds.
+
+    :param domains: the policy's domain table.
+    :param pool: connections to next hops; made from *settings* when not given, as are *drop* and *badmail*.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        domains: DomainTable,
+        store: Store,
+        events: Events,
+        resolver: Lookups,
+        reactor: Any,
+        *,
+        pool: Sends | None = None,
+        drop: DropFolder | None = None,
+        badmail: BadmailFolder | None = None,
+    ) -> None:
+        delivery = settings.delivery
+        self._delivery = delivery
+        self._store = store
+        self._events = events
+        self._resolver = resolver
+        self._reactor = reactor
+        self._clock = reactor.seconds
+        self._router = Router(domains, settings)
+        self._ourselves = Ourselves(settings.server.hostname, settings.listeners)
+        self._files = BoundedPool("bodies", reactor, threads=4, waiting=4 * delivery.connections)
+        self._own_pool: ConnectionPool | None = None
+        if pool is None:
+            pool = self._own_pool = ConnectionPool(
+                reactor,
+                hostname=settings.server.hostname,
+                tls=ClientTls.of(delivery),
+                in_thread=self._files.run,
+                timeouts=Timeouts.of(delivery),
+                messages=delivery.messages_per_connection,
+                most=delivery.connections,
+            )
+        self._drop = drop or DropFolder(settings.server.state / "drop", reactor)
+        self._badmail = badmail or BadmailFolder(settings.server.state / "badmail", reactor)
+        self._notifier = Notifier(settings, self._badmail, self._files.run, events)
+        self._health = Health()
+        self._sending = Sending(
+            self._router,
+            pool,
+            self._drop,
+            self._hops,
+            self._health,
+            events,
+            self._clock,
+            delivery.source_address,
+        )
+        self._destinations: dict[str, Destination] = {}
+        self._round: deque[Destination] = deque()
+        self._held: set[Held] = set()
+        self._octets = 0
+        self._active = 0
+        self._pumping = False
+        self._workers: set[Deferred[None]] = set()
+        self._claiming = False
+        self._more = True
+        self._due_at: float | None = None
+        self._due: IDelayedCall | None = None
+        self._ticking: IDelayedCall | None = None
+        self._again = AGAIN
+        self._empty: Deferred[None] | None = None
+
+    # ---- for those who fill the queue and those who look after it ----------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more claims it will hold."""
+        if not self.running or self._octets >= MEMORY:
+            return 0
+        return max(CAPACITY - len(self._held), 0)
+
+    @property
+    def active(self) -> int:
+        """Transactions under way."""
+        return self._active
+
+    def take(self, claim: Claim) -> None:
+        """Delivers *claim*, whose lease the caller hands over."""
+        octets = claim.body.octets
+        held = Held(claim, 0, self._clock(), len(octets) if octets is not None else 0)
+        self._held.add(held)
+        self._octets += held.octets
+        if self._ticking is None and self.running:
+            self._ticking = self._reactor.callLater(TICK, self._tick)
+        try:
+            jobs = self._jobs(held)
+        except Exception:
+            held.open = 1
+            self._fault(claim, Failure())
+            self._settle(held, self._untried(claim.recipients, _INTERNAL, AFTER_FAULT))
+            return
+        held.open = len(jobs)
+        if not jobs:
+            self._release(held)
+        if not self.running:
+            for _, job in jobs:
+                self._give_back(job, _STOPPING, 0.0)
+            return
+        for destination, job in jobs:
+            self._enqueue(destination, job)
+        self._pump()
+
+    def wake(self) -> None:
+        """Something in the store is due: look now."""
+        self._more = True
+        self._refill()
+
+    def retry(self) -> None:
+        """An administrator wants mail tried now: next hops that rest are tried at once, too."""
+        self._health.refresh()
+        self.wake()
+
+    # ---- service ------------------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self.wake()
+
+    def stopService(self) -> Deferred[None]:
+        """Finishes what is under way, for a few seconds; gives all the rest back to the queue."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for call in (self._due, self._ticking):
+            if call is not None and call.active():
+                call.cancel()
+        self._due = self._ticking = None
+        for destination in self._destinations.values():
+            while destination.queue:
+                self._give_back(destination.queue.popleft(), _STOPPING, 0.0)
+        await self._until_empty(lambda: bool(self._workers))
+        for worker in list(self._workers):
+            worker.cancel()
+        await self._until_empty(lambda: bool(self._held))
+        if self._own_pool is not None:
+            await self._own_pool.close()
+        await self._drop.stop()
+        self._badmail.stop()
+        self._files.stop()
+
+    async def _until_empty(self, busy: Any) -> None:
+        """Waits while *busy*, GRACE seconds at most."""
+        deadline = self._clock() + GRACE
+        while busy() and self._clock() < deadline:
+            self._empty = Deferred()
+            timer = self._reactor.callLater(deadline - self._clock(), self._wait_over)
+            await self._empty
+            if timer.active():
+                timer.cancel()
+
+    def _wait_over(self) -> None:
+        waiting, self._empty = self._empty, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    # ---- claims in ------------------------------------------------------------------------------------------------
+
+    def _refill(self) -> None:
+        """Claims from the store while there is room and more is due."""
+        if not self.running or self._claiming or not self._more:
+            return
+        room = min(self.room, BATCH)
+        if room < LEAST_ROOM:
+            self._trim()
+            return
+        self._claiming = True
+        self._more = False  # a wake() that comes meanwhile sets it again
+        self._store.claim(room).addCallbacks(self._claimed, self._unclaimed)
+
+    def _claimed(self, claims: tuple[Claim, ...]) -> None:
+        self._claiming = False
+        self._again = AGAIN
+        for claim in claims:
+            self.take(claim)
+        if claims or self._more:
+            self._more = True
+            self._refill()
+        else:
+            self._store.next_due().addCallbacks(self._next_due, self._unclaimed)
+
+    def _next_due(self, at: float | None) -> None:
+        now = self._clock()
+        # What is due, and yet was not to be had a moment ago, must not make this a busy loop.
+        self._wake_at(now + LONGEST_SLEEP if at is None else max(at, now + SHORTEST_SLEEP))
+
+    def _unclaimed(self, failure: Failure) -> None:
+        self._claiming = False
+        self._more = True
+        self._store_fault("claim", failure)
+        self._wake_at(self._clock() + self._again)
+        self._again = min(self._again * 2, LONGEST_AGAIN)
+
+    def _wake_at(self, at: float) -> None:
+        if not self.running:
+            return
+        now = self._clock()
+        at = min(max(at, now), now + LONGEST_SLEEP)
+        if self._due is not None and self._due.active():
+            if self._due_at is not None and self._due_at <= at:
+                return
+            self._due.cancel()
+        self._due_at = at
+        self._due = self._reactor.callLater(at - now, self._woken)
+
+    def _woken(self) -> None:
+        self._due = None
+        self.wake()
+
+    def _jobs(self, held: Held) -> list[tuple[Destination, Job]]:
+        """The recipients of a claim, by destination, up to 100 a job."""
+        claim = held.claim
+        grouped: dict[str, tuple[Destination, list[QueuedRecipient], list[Recipient]]] = {}
+        for queued in claim.recipients:
+            recipient = queued.recipient
+            route, path = self._router.route(recipient.path)
+            if path is not recipient.path:
+                recipient = Recipient(path, recipient.notify, recipient.orcpt)
+            group = grouped.get(route.key)
+            if group is None:
+                group = grouped[route.key] = (self._destination(route), [], [])
+            group[1].append(queued)
+            group[2].append(recipient)
+        return [
+            (destination, Job(held, queued[i : i + RECIPIENTS], addressed[i : i + RECIPIENTS]))
+            for destination, queued, addressed in grouped.values()
+            for i in range(0, len(queued), RECIPIENTS)
+        ]
+
+    def _destination(self, route: Route) -> Destination:
+        destination = self._destinations.get(route.key)
+        if destination is None:
+            destination = self._destinations[route.key] = Destination.of(route, self._clock())
+        return destination
+
+    # ---- jobs out ---------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, destination: Destination, job: Job) -> None:
+        if len(destination.queue) >= SHARE and destination.stalled(self._clock()):
+            self._give_back(job, _BUSY, destination.send_away())
+            return
+        destination.queue.append(job)
+        self._list(destination)
+
+    def _pump(self) -> None:
+        """Starts workers, destination after destination, while anything may start."""
+        if self._pumping:
+            return  # a worker that ended at once: the loop below goes on
+        self._pumping = True
+        try:
+            while self._round and self._active < self._delivery.connections:
+                destination = self._round.popleft()
+                destination.listed = False
+                if destination.queue and destination.free:
+                    self._start(destination, destination.queue.popleft())
+                    self._list(destination)
+        finally:
+            self._pumping = False
+
+    def _list(self, destination: Destination) -> None:
+        """Gives *destination* its place in the round, if it has anything to send and may."""
+        if destination.queue and destination.free and not destination.listed:
+            destination.listed = True
+            self._round.append(destination)
+
+    def _start(self, destination: Destination, job: Job) -> None:
+        if not destination.active:
+            destination.progress_at = self._clock()
+        destination.active += 1
+        self._active += 1
+        worker = Deferred.fromCoroutine(self._work(destination, job))
+        self._workers.add(worker)
+        worker.addBoth(self._worked, worker)
+
+    def _worked(self, result: object, worker: Deferred[None]) -> None:
+        self._workers.discard(worker)
+        if isinstance(result, Failure):
+            self._fault(None, result)
+        if not self._workers:
+            self._wait_over()
+
+    async def _work(self, destination: Destination, job: Job) -> None:
+        """Sends *job*, and what waits behind it."""
+        try:
+            while True:
+                try:
+                    results = await self._sending.send(destination, job)
+                except Requeue:
+                    destination.queue.appendleft(job)
+                    break
+                except CancelledError:
+                    self._give_back(job, _STOPPING, 0.0)
+                    break
+                except Exception:
+                    self._fault(job.claim, Failure())
+                    results = [Result(queued, _INTERNAL) for queued in job.recipients]
+                self._settle(job.held, results)
+                # Others wait and all connections are taken: they are next.
+                crowded = bool(self._round) and self._active >= self._delivery.connections
+                if (
+                    not destination.queue
+                    or crowded
+                    or destination.active > destination.limit
+                    or not self.running
+                ):
+                    break
+                job = destination.queue.popleft()
+        finally:
+            destination.active -= 1
+            self._active -= 1
+            if not self.running:
+                while destination.queue:
+                    self._give_back(destination.queue.popleft(), _STOPPING, 0.0)
+            self._list(destination)
+            if self._round:
+                self._pump()
+
+    async def _hops(self, destination: Destination) -> tuple[Hop, ...]:
+        return await hops(destination.route, self._resolver, self._ourselves, self._delivery.port)
+
+    # ---- results ----------------------------------------------------------------------------------------------
+
+    def _untried(self, recipients: Iterable[QueuedRecipient], reply: Reply, wait: float) -> list[Result]:
+        at = self._clock() + wait
+        return [Result(queued, reply, counts=False, not_before=at) for queued in recipients]
+
+    def _give_back(self, job: Job, reply: Reply, wait: float) -> None:
+        """*job* leaves this process untried, for *wait* seconds at least."""
+        self._settle(job.held, self._untried(job.recipients, reply, wait))
+
+    def _settle(self, held: Held, results: Sequence[Result]) -> None:
+        """Records *results*, and tells whom it concerns. Whatever goes wrong here, the claim does not stay stuck."""
+        claim = held.claim
+        try:
+            judgement = judge(claim, results, self._delivery, self._clock())
+            for event in judgement.events:
+                self._events.emit(event)
+        except Exception:
+            self._unjudged(Failure(), held, results)
+            return
+        if judgement.plain:
+            self._record(held, Settlement(claim, tuple(judgement.attempts)), judgement)
+            return
+        telling = Deferred.fromCoroutine(self._notifier.tell(claim, judgement, self._clock()))
+        telling.addCallbacks(
+            lambda settlement: self._record(held, settlement, judgement),
+            self._unjudged,
+            errbackArgs=(held, results),
+        )
+
+    def _unjudged(self, failure: Failure, held: Held, results: Sequence[Result]) -> None:
+        self._fault(held.claim, failure)
+        at = self._clock() + AFTER_FAULT
+        attempts = tuple(
+            Attempt(r.queued.id, MessageState.DELIVERED, r.reply, r.host, r.tls)
+            if r.reply.positive
+            else Attempt(r.queued.id, MessageState.QUEUED, r.reply, r.host, r.tls, next_at=at)
+            for r in results
+        )
+        self._record(held, Settlement(held.claim, attempts), Judgement())
+
+    def _record(self, held: Held, settlement: Settlement, judgement: Judgement, again: float = AGAIN) -> None:
+        try:
+            recorded = self._store.settle(settlement)
+        except Exception:
+            self._unrecorded(Failure(), held, settlement, judgement, again)
+            return
+        recorded.addCallbacks(
+            self._recorded,
+            self._unrecorded,
+            callbackArgs=(held, settlement, judgement),
+            errbackArgs=(held, settlement, judgement, again),
+        )
+
+    def _recorded(
+        self, notices: tuple[Claim, ...], held: Held, settlement: Settlement, judgement: Judgement
+    ) -> None:
+        self._release(held)
+        next_at = min(
+            (a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None
+        )
+        if next_at is not None:
+            self._wake_at(next_at)
+        if settlement.notices:
+            for kind, notice, queued in zip(judgement.reports, settlement.notices, notices, strict=False):
+                self._events.emit(
+                    DsnQueued(
+                        queue_id=queued.message_id,
+                        about=settlement.claim.message_id,
+                        kind=kind.value,
+                        recipient=str(notice.envelope.recipients[0].path),
+                    )
+                )
+            for queued in notices:
+                self.take(queued)
+        if self._more:
+            self._refill()
+
+    def _unrecorded(
+        self, failure: Failure, held: Held, settlement: Settlement, judgement: Judgement, again: float
+    ) -> None:
+        """The store could not take it. It is told until it can: what was sent must not be sent twice."""
+        self._store_fault("settle", failure)
+        if not self.running:
+            self._release(held)  # the lease ends by itself
+            return
+        self._reactor.callLater(
+            again, self._record, held, settlement, judgement, min(again * 2, LONGEST_AGAIN)
+        )
+
+    def _release(self, held: Held) -> None:
+        held.open -= 1
+        if held.open <= 0 and held in self._held:
+            self._held.discard(held)
+            self._octets -= held.octets
+            if not self._held:
+                self._wait_over()
+
+    # ---- once in a while --------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now = self._clock()
+        old = [held for held in self._held if now - held.leased_at >= RENEW]
+        if old:
+            for held in old:
+                held.leased_at = now
+            self._store.renew([held.claim for held in old]).addErrback(
+                lambda failure: self._store_fault("renew", failure)
+            )
+        self._trim()
+        self._health.forget(now)
+        for key, destination in list(self._destinations.items()):
+            if destination.idle and not destination.listed and now - destination.progress_at > 60:
+                del self._destinations[key]
+        self._refill()
+        if self._held or self._destinations:
+            self._ticking = self._reactor.callLater(TICK, self._tick)
+
+    def _trim(self) -> None:
+        """Sends away most of what waits for stalled destinations."""
+        now = self._clock()
+        for destination in self._destinations.values():
+            if len(destination.queue) > SHARE and destination.stalled(now):
+                wait = destination.send_away()
+                while len(destination.queue) > SHARE:
+                    self._give_back(destination.queue.pop(), _BUSY, wait)
+
+    def _fault(self, claim: Claim | None, failure: Failure) -> None:
+        self._events.emit(
+            InternalFault(
+                where="delivery",
+                detail=failure.getTraceback(),
+                queue_id=claim.message_id if claim is not None else "",
+            )
+        )
+
+    def _store_fault(self, what: str, failure: Failure) -> None:
+        error = failure.value
+        detail = (error.detail or str(error)) if isinstance(error, Fault) else failure.getTraceback()
+        self._events.emit(InternalFault(where=f"queue: {what}", detail=detail))

@@ -1,0 +1,179 @@
+"""One transaction, or one file in the drop folder: a job goes out, and each recipient has a result."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from relayd.delivery.destination import Destination, Health, Job
+from relayd.delivery.drop import DropFolder
+from relayd.delivery.fault import PathFault, Stage
+from relayd.delivery.mx import Hop
+from relayd.delivery.outcome import Result
+from relayd.delivery.pool import Sent
+from relayd.delivery.route import RouteKind, Router
+from relayd.delivery.target import Target
+from relayd.events import Events, HopRests
+from relayd.model import Fault, Recipient, Reply, Sender
+from relayd.queue.store import MessageBody
+
+#: How long the addresses of a destination are kept before the resolver (which knows their TTL) is asked again.
+KEEP_HOPS = 30.0
+#: How often a job goes back into its queue because its hop takes no more connections; then it waits its time.
+REQUEUES = 3
+#: How long mail waits when this relay itself is short of something, in seconds.
+SHORTAGE = 30.0
+
+
+class Sends(Protocol):
+    """What is needed of :class:`relayd.delivery.pool.ConnectionPool`."""
+
+    async def send(
+        self, target: Target, sender: Sender, recipients: Sequence[Recipient], body: MessageBody
+    ) -> Sent: ...
+
+
+class Requeue(Exception):
+    """The hop takes no more connections for now, but works: the job's place is at the head of its queue."""
+
+
+class Sending:
+    """Sends jobs.
+
+    :param hops: finds the addresses of a route.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        pool: Sends,
+        drop: DropFolder,
+        hops: Callable[[Destination], Awaitable[tuple[Hop, ...]]],
+        health: Health,
+        events: Events,
+        clock: Callable[[], float],
+        source_address: str = "",
+    ) -> None:
+        self._router = router
+        self._pool = pool
+        self._drop = drop
+        self._find = hops
+        self._health = health
+        self._events = events
+        self._clock = clock
+        self._source = source_address
+
+    async def send(self, destination: Destination, job: Job) -> list[Result]:
+        """The results of one attempt, in the order of the job's recipients.
+
+        :raises Requeue: see there.
+        """
+        if destination.route.kind is RouteKind.DROP:
+            return await self._write(destination, job)
+        now = self._clock()
+        if destination.hops_until <= now:
+            try:
+                destination.hops = await self._find(destination)
+            except Fault as fault:
+                return self._prevented(job, fault)
+            destination.hops_until = now + KEEP_HOPS
+        return await self._try(destination, job)
+
+    async def _write(self, destination: Destination, job: Job) -> list[Result]:
+        claim = job.claim
+        paths = [recipient.path for recipient in job.addressed]
+        try:
+            file = await self._drop.deliver(
+                claim.message_id, job.recipients[0].id, claim.sender.path, paths, claim.body
+            )
+        except Fault as fault:
+            return [Result(queued, fault.reply, detail=fault.detail) for queued in job.recipients]
+        destination.succeeded(self._clock())
+        reply = Reply.of(250, "2.0.0", f"Dropped as {file}")
+        return [Result(queued, reply, confirms=None) for queued in job.recipients]
+
+    async def _try(self, destination: Destination, job: Job) -> list[Result]:
+        """Each hop in turn; what rests is passed over."""
+        route, now = destination.route, self._clock()
+        sender = self._router.outbound(job.claim.sender, route)
+        tried = False
+        fault: Fault | None = None
+        peer = ""
+        for hop in destination.hops:
+            if self._health.resting(hop, now):
+                continue
+            target = Target(hop.host, hop.address, hop.port, route.tls, "", route.credential, self._source)
+            tried = True
+            try:
+                sent = await self._pool.send(target, sender, job.addressed, job.claim.body)
+            except PathFault as caught:
+                fault, peer = caught, caught.peer or str(hop)
+                self._hop_failed(destination, job, hop, caught)
+            except Fault as shortage:
+                return self._prevented(job, shortage)
+            else:
+                self._hop_worked(destination, hop, sent)
+                return self._answered(job, sent)
+        if not tried:
+            return self.suspended(destination, job)
+        assert fault is not None
+        destination.failed(fault, peer)
+        return [Result(queued, fault.reply, peer, detail=fault.detail) for queued in job.recipients]
+
+    def suspended(self, destination: Destination, job: Job) -> list[Result]:
+        """*job* untried, since every hop rests."""
+        now = self._clock()
+        until = max(self._health.until(destination.hops, now), now + 1.0)
+        known = destination.failure
+        reply = known.reply if known is not None else Reply.of(451, "4.4.1", "The next hop does not answer")
+        detail = "not tried: the next hop rests after a failure"
+        host = destination.failure_host
+        return [
+            Result(queued, reply, host, detail=detail, counts=False, not_before=until)
+            for queued in job.recipients
+        ]
+
+    def _answered(self, job: Job, sent: Sent) -> list[Result]:
+        confirms = "DSN" in sent.extensions
+        return [
+            Result(queued, reply, sent.peer, sent.tls, confirms=confirms)
+            for queued, reply in zip(job.recipients, sent.replies, strict=True)
+        ]
+
+    def _hop_worked(self, destination: Destination, hop: Hop, sent: Sent) -> None:
+        now = self._clock()
+        if sent.broken:
+            destination.limit = max(1, destination.limit // 2)
+            destination.progress_at = now
+            return
+        self._health.worked(hop, now)
+        destination.succeeded(now)
+
+    def _hop_failed(self, destination: Destination, job: Job, hop: Hop, fault: PathFault) -> None:
+        """:raises Requeue: the hop works, for others."""
+        now = self._clock()
+        opening = fault.stage in (Stage.CONNECT, Stage.GREETING, Stage.EHLO) or (
+            fault.said is not None and fault.said.code == 421
+        )
+        if opening and destination.active > 1 and self._health.alive(hop, now) and job.requeued < REQUEUES:
+            destination.limit = max(1, min(destination.limit, destination.active) - 1)
+            job.requeued += 1
+            raise Requeue
+        seconds = self._health.failed(hop, now)
+        if seconds:
+            self._events.emit(HopRests(host=fault.peer or str(hop), seconds=seconds, reason=fault.detail))
+
+    def _prevented(self, job: Job, fault: Fault) -> list[Result]:
+        """DNS had no hop, or this relay is short of something."""
+        # A full thread pool is our own shortage, and no attempt.
+        short = fault.reply.enhanced == "4.3.2"
+        return [
+            Result(
+                queued,
+                fault.reply,
+                detail=fault.detail,
+                counts=not short,
+                not_before=self._clock() + SHORTAGE,
+            )
+            for queued in job.recipients
+        ]

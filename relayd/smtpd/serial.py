@@ -55,12 +55,15 @@ class SerialESMTP(ESMTP):
 
     :param clock: the reactor.
     :param timeout: seconds that a client may take for a command, or for a megabyte of a message.
+    :ivar verb: the command at work.
+    :ivar why: why the session ended; empty as long as it did not, or when the client just went.
     """
 
     def __init__(self, clock: IReactorTime, timeout: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.commands = 0
         self.errors = 0
+        self.verb = ""
         self.why = ""
         self.in_body = False
         self._clock = clock

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from twisted.cred.credentials import Anonymous
-from twisted.cred.error import LoginFailed
-from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHandshakeListener, ITLSTransport
-from twisted.mail.interfaces import IMessageDelivery, IMessageDeliveryFactory
 from twisted.python.failure import Failure
-from zope.interface import Interface, implementer
 
 from relayd import events
-from relayd.model import NO_NAMES, Client, Fault, Names, Path, Peer, Principal, Recipient, Reply, Sender, Tls, Verdict
+from relayd.model import NO_NAMES, Fault, Names, Peer, Recipient, Reply, Sender
 from relayd.realm import IRelayDelivery
 from relayd.settings import TlsMode
 from relayd.smtpd import replies
-from relayd.smtpd.classic import ClassicDelivery
-from relayd.smtpd.sasl import AUTH_LINE, Challenge, Exchange, Step, encoded
-from relayd.smtpd.serial import COMMAND_LINE, Answer, SerialESMTP
+from relayd.smtpd.identity import IdentifiedESMTP, insist
+from relayd.smtpd.serial import COMMAND_LINE, Answer
 from relayd.smtpd.transaction import Discard, Transaction
-from relayd.smtpd.virtual_server import VirtualServer, session_id
-from relayd.wire import (
-    BdatReader,
-    DataReader,
-    encode_reply,
-    parse_bdat,
-    parse_command,
-    parse_hello,
-    parse_mail,
-    parse_rcpt,
-)
+from relayd.smtpd.virtual_server import VirtualServer
+from relayd.wire import BdatReader, DataReader, encode_reply, parse_bdat, parse_command, parse_mail, parse_rcpt
 
 # What IIS let pass before TLS where it is required, and RFC 3207 4.
 _BEFORE_TLS: Final = frozenset({"EHLO", "HELO", "STARTTLS", "NOOP", "RSET", "QUIT"})
@@ -46,49 +30,25 @@ _OF_MESSAGE: Final = frozenset({"DATA", "BDAT"})
 #: Octets of messages already refused that a session may still send, where the limits are lower.
 MOST_DISCARDED: Final = 64 * 1024**2
 
-_Avatar = tuple[type[Interface], Any, Callable[[], object]]
 
+class RelayESMTP(IdentifiedESMTP):
+    """One client's session.
 
-@implementer(IHandshakeListener)
-class RelayESMTP(SerialESMTP):
-    """One client's session. It is cred's *mind* too: the avatar reads *id*, *helo*, *esmtp* and *client* from it.
-
-    It speaks to whatever ``IMessageDelivery`` the portal hands out, or *delivery* or *deliveryFactory* as stock has
-    them; an ``IRelayDelivery`` is asked directly, any other through :class:`ClassicDelivery`.
-
-    :ivar id: the session's id in logs, unique for ever.
-    :ivar helo: what the client called itself; empty before it did.
-    :ivar client: the other end, as of now.
     :ivar opened_at: when, in seconds of the reactor's clock.
     :ivar messages: how many were accepted.
     """
 
     def __init__(self, server: VirtualServer, peer: Peer) -> None:
-        super().__init__(server.reactor, server.listener.limits.command_timeout)
-        self.server = server
-        self.portal: Portal | None = server.portal  # type: ignore[assignment]  # stock knows its default alone
-        self.host = server.hostname
-        self.id = session_id()
-        self.helo = ""
-        self.esmtp = False
-        self.client = Client(peer, server.listener.name)
+        super().__init__(server, peer)
         self.opened_at = server.reactor.seconds()
         self.messages = 0
         self._octets = 0
         self._discarded = 0
-        self._authentication_failures = 0
-        self._verb = ""
-        self._argument = b""
-        self._welcomed = False
+        self._given = ""
         self._refused = False
-        self._said_hello = False
-        self._handshaking = False
-        self._relay: IRelayDelivery | None = None
         self._transaction: Transaction | None = None
         self._reader: DataReader | BdatReader | Discard | None = None
         self._last = False
-        self._exchange: Exchange | None = None
-        self._logout: Callable[[], object] | None = None
 
     # The greeting.
 
@@ -98,20 +58,9 @@ class RelayESMTP(SerialESMTP):
         if self.server.listener.tls is TlsMode.IMPLICIT and self.server.tls is not None:
             self._handshaking = True
         else:
-            self._welcome()
+            self.welcome()
 
-    def handshakeCompleted(self) -> None:
-        """TLS is up (``IHandshakeListener``)."""
-        self._handshaking = False
-        connection: Any = self.wire.getHandle()
-        tls = Tls(connection.get_protocol_version_name(), connection.get_cipher_name() or "")
-        self.client = replace(self.client, tls=tls)
-        self.startedTLS = True
-        self._emit(events.TlsStarted(session=self.id, version=tls.version, cipher=tls.cipher))
-        if not self._welcomed:
-            self._welcome()
-
-    def _welcome(self) -> None:
+    def welcome(self) -> None:
         """Greets, or refuses. Input waits until it is known which."""
         address = self.client.peer.address
         answer: Answer
@@ -128,10 +77,10 @@ class RelayESMTP(SerialESMTP):
         if names is not NO_NAMES:
             self.client = replace(self.client, names=names)
         client = self.client
-        _insist(self.server.policy.greet(client))
+        insist(self.server.policy.greet(client))
         self._welcomed = True
         self._legacy = self.server.policy.legacy(client)
-        self._emit(
+        self.emit(
             events.SessionOpened(
                 session=self.id, client=str(client.peer), listener=client.listener, names=client.names.confirmed
             )
@@ -145,7 +94,7 @@ class RelayESMTP(SerialESMTP):
         """After a 5yz greeting the client may still say QUIT (RFC 5321 3.1)."""
         self._refused = True
         self.hurry()
-        self._emit(
+        self.emit(
             events.SessionRefused(
                 session=self.id,
                 client=str(self.client.peer),
@@ -160,9 +109,10 @@ class RelayESMTP(SerialESMTP):
 
     def line(self, line: bytes) -> Answer:
         if self._exchange is not None:
-            return self._respond(self._exchange, line)
-        self._verb, self._argument = "", b""
-        self._verb, self._argument = verb, argument = parse_command(line)
+            return self.respond(self._exchange, line)
+        self.verb = self._given = ""
+        self.verb, argument = parse_command(line)
+        verb = self.verb
         if len(line) > COMMAND_LINE and verb != "AUTH":
             return replies.LINE_TOO_LONG
         if refused := self._out_of_the_question(verb):
@@ -189,39 +139,34 @@ class RelayESMTP(SerialESMTP):
         return None
 
     def bad_line(self) -> None:
-        self._verb, self._argument = "", b""
-        self._exchange_over()
+        self.verb = self._given = ""
+        self.leave_exchange()
 
     def refusal(self, failure: Failure) -> Reply:
         fault = self._fault(failure)
         if not (self._welcomed or self._refused):
             return self._turned_away(fault)
         self._report(fault)
-        if self._verb == "RCPT" and self._transaction is not None:
+        if self.verb == "RCPT" and self._transaction is not None:
             self._transaction.refused += 1
-        elif self._verb in _OF_MESSAGE:
-            self._drop_transaction()
+        elif self.verb in _OF_MESSAGE:
+            self.drop_transaction()
         return fault.reply
 
     def _fault(self, failure: Failure) -> Fault:
         if isinstance(failure.value, Fault):
             return failure.value
-        self._internal(failure)
+        self.internal_fault(failure)
         return Fault(replies.INTERNAL_FAULT if self._welcomed else replies.INTERNAL_FAULT_AT_GREETING)
-
-    def _internal(self, failure: Failure) -> None:
-        where = f"smtpd {self._verb}".strip()
-        self._emit(events.InternalFault(where=where, detail=failure.getTraceback(), session=self.id))
 
     def _report(self, fault: Fault) -> None:
         """Of a refusal that is about mail, an administrator wants to read."""
-        verb = self._verb
+        verb = self.verb
         if verb not in _OF_MAIL:
             return
-        given = self._argument.decode("utf-8", "replace")
         transaction = self._transaction
-        sender = str(transaction.sender.path) or "<>" if transaction else given if verb == "MAIL" else ""
-        self._emit(
+        sender = str(transaction.sender.path) or "<>" if transaction else self._given if verb == "MAIL" else ""
+        self.emit(
             events.CommandRefused(
                 session=self.id,
                 client=str(self.client.peer),
@@ -229,62 +174,11 @@ class RelayESMTP(SerialESMTP):
                 reply=str(fault.reply),
                 rule=str(fault.rule or ""),
                 sender=sender,
-                recipient=given if verb == "RCPT" else "",
+                recipient=self._given if verb == "RCPT" else "",
                 user=str(self.client.principal or ""),
                 detail=fault.detail,
             )
         )
-
-    def _emit(self, event: events.Event) -> None:
-        self.server.events.emit(event)
-
-    # Hello, and what is offered.
-
-    def do_HELO(self, rest: bytes) -> Answer:
-        self._hello(parse_hello(rest), esmtp=False)
-        return Reply.of(250, "", self.server.hostname)
-
-    def do_EHLO(self, rest: bytes) -> Answer:
-        self._hello(parse_hello(rest), esmtp=True)
-        extensions = self.extensions()
-        lines = [b" ".join((name, *(words or ()))).decode() for name, words in extensions.items()]
-        if self._legacy and extensions.get(b"AUTH"):
-            lines.append("AUTH=" + lines[-1].removeprefix("AUTH "))
-        return Reply(250, "", (self.server.hostname, *lines))
-
-    def _hello(self, helo: str, *, esmtp: bool) -> None:
-        self._drop_transaction()
-        self.helo = helo
-        self.esmtp = esmtp
-        self._said_hello = True
-
-    def extensions(self) -> dict[bytes, list[bytes] | None]:
-        """The service extensions offered now, AUTH last."""
-        limits = self.server.listener.limits
-        offered: dict[bytes, list[bytes] | None] = {
-            b"PIPELINING": None,
-            b"SIZE": [b"%d" % limits.message_size],
-            b"8BITMIME": None,
-            b"SMTPUTF8": None,
-            b"DSN": None,
-            b"ENHANCEDSTATUSCODES": None,
-            b"CHUNKING": None,
-            b"LIMITS": [b"RCPTMAX=%d" % limits.recipients],  # RFC 9422
-        }
-        if self._may_start_tls():
-            offered[b"STARTTLS"] = None
-        mechanisms = [name.encode() for name in self._mechanisms()]
-        # A Kerberos ticket may come with the command itself.
-        self._lines.limit = AUTH_LINE if mechanisms else COMMAND_LINE
-        if mechanisms:
-            offered[b"AUTH"] = mechanisms
-        return offered
-
-    def _mechanisms(self) -> tuple[str, ...]:
-        if self.authenticated or self.portal is None:
-            return ()
-        served = self.server.mechanisms
-        return tuple(name for name in self.server.policy.mechanisms(self.client) if name in served)
 
     # Commands that do little.
 
@@ -294,7 +188,7 @@ class RelayESMTP(SerialESMTP):
     def do_RSET(self, rest: bytes) -> Answer:
         if rest:
             return replies.NO_ARGUMENT
-        self._drop_transaction()
+        self.drop_transaction()
         return replies.RESET
 
     def do_HELP(self, rest: bytes) -> Answer:
@@ -313,192 +207,6 @@ class RelayESMTP(SerialESMTP):
         self.close("quit")
         return None
 
-    # TLS.
-
-    def _may_start_tls(self) -> bool:
-        server = self.server
-        return (
-            self.client.tls is None
-            and server.tls is not None
-            and server.listener.tls is TlsMode.STARTTLS
-            and ITLSTransport.providedBy(self.transport)
-        )
-
-    def ext_STARTTLS(self, rest: bytes) -> Answer:
-        if rest:
-            return replies.NO_ARGUMENT
-        if self.client.tls is not None:
-            return replies.TLS_ACTIVE
-        if not self._may_start_tls():
-            return replies.NO_TLS
-        if not self._lines.empty:
-            return replies.BEHIND_STARTTLS
-        self._forget()
-        self._out.append(replies.READY_FOR_TLS)
-        self._flush()
-        self._handshaking = True
-        self.wire.startTLS(self.server.tls)
-        return None
-
-    def _forget(self) -> None:
-        """What the client said in the clear holds no longer (RFC 3207 4.2)."""
-        self._drop_transaction()
-        self._exchange_over()
-        self.helo = ""
-        self.esmtp = self._said_hello = self.authenticated = False
-        self.client = replace(self.client, principal=None)
-        if self._logout is not None:
-            self._log_out()
-            self._relay = self.delivery = self.deliveryFactory = None
-
-    def timeoutConnection(self) -> None:
-        if self._handshaking:
-            self.why = "timed out in the TLS handshake"
-            self.wire.abortConnection()
-        else:
-            super().timeoutConnection()
-
-    # AUTH (RFC 4954).
-
-    def ext_AUTH(self, rest: bytes) -> Answer:
-        name, _, initial = rest.partition(b" ")
-        if not name:
-            return replies.MECHANISM_WANTED
-        if not (self._said_hello or self._legacy):
-            return replies.HELLO_FIRST
-        if self._transaction is not None:
-            return replies.AUTH_IN_MAIL
-        mechanism = name.decode("ascii", "replace").upper()
-        _insist(self.server.policy.auth(self.client, mechanism))
-        if mechanism not in self._mechanisms():
-            return replies.NO_MECHANISM
-        self._exchange = exchange = Exchange(mechanism, self.server.mechanisms[mechanism](self.client))
-        self._lines.limit = AUTH_LINE
-        return self._respond(exchange, initial.strip(), first=True)
-
-    def _respond(self, exchange: Exchange, line: bytes, *, first: bool = False) -> Answer:
-        self._argument = b""  # holds a secret
-        try:
-            step = exchange.begin(line) if first else exchange.respond(line)
-            if not isinstance(step, Deferred):
-                return self._stepped(step)
-        except Exception:
-            return self._not_authenticated(Failure(), exchange)
-        return step.addCallback(self._stepped).addErrback(self._not_authenticated, exchange)
-
-    def _stepped(self, step: Step) -> Answer:
-        if isinstance(step, Challenge):
-            return encoded(step)
-        exchange = self._exchange
-        assert exchange is not None
-        assert self.portal is not None
-        login = self.portal.login(step.credentials, self, IMessageDelivery, IMessageDeliveryFactory)
-        return login.addCallback(self._logged_in, exchange).addErrback(self._not_authenticated, exchange)
-
-    def _logged_in(self, avatar: _Avatar, exchange: Exchange) -> Reply | None:
-        self._exchange_over()
-        if not self._take(avatar):
-            return None
-        principal = getattr(avatar[1], "principal", None)
-        if not isinstance(principal, Principal):  # another project's realm
-            principal = Principal(exchange.user, exchange.name, "portal")
-        self.authenticated = True
-        self.client = replace(self.client, principal=principal)
-        self._lines.limit = COMMAND_LINE
-        self._emit(
-            events.Authenticated(
-                session=self.id,
-                client=str(self.client.peer),
-                user=str(principal),
-                mechanism=principal.mechanism,
-                source=principal.source,
-            )
-        )
-        return replies.AUTHENTICATED
-
-    def _not_authenticated(self, failure: Failure, exchange: Exchange) -> Answer:
-        self._exchange_over()
-        error = failure.value
-        if isinstance(error, Fault):
-            fault = error
-        elif isinstance(error, LoginFailed):
-            fault = Fault(replies.REFUSED_CREDENTIALS, str(error))
-        else:
-            self._internal(failure)
-            fault = Fault(replies.AUTH_UNAVAILABLE, failure.getErrorMessage())
-        reply = fault.reply
-        if reply.code != 501:  # cancelled, or no token at all: nobody's credentials were refused
-            self._emit(
-                events.AuthenticationFailed(
-                    session=self.id,
-                    client=str(self.client.peer),
-                    user=exchange.user,
-                    mechanism=exchange.name,
-                    reason=fault.detail,
-                    reply=str(reply),
-                )
-            )
-        if reply.permanent and reply.code != 501:
-            self._authentication_failures += 1
-            if self._authentication_failures >= self.server.listener.authentication.max_failures:
-                self._out.append(encode_reply(reply))
-                return replies.TOO_MANY_FAILURES
-        return reply
-
-    def _exchange_over(self) -> None:
-        self._exchange = None
-
-    # The avatar.
-
-    def _take(self, avatar: _Avatar) -> bool:
-        """The session is served by *avatar* from now on; not so when the client has gone meanwhile."""
-        interface, delivery, logout = avatar
-        if self._lost:
-            logout()
-            return False
-        self._log_out()
-        self._logout = logout
-        self._relay = None
-        if issubclass(interface, IMessageDeliveryFactory):
-            self.delivery, self.deliveryFactory = None, delivery
-        else:
-            self.delivery, self.deliveryFactory = delivery, None
-        return True
-
-    def _log_out(self) -> None:
-        logout, self._logout = self._logout, None
-        if logout is not None:
-            try:
-                logout()
-            except Exception:
-                self._internal(Failure())
-
-    def _anonymous(self) -> Deferred[bool]:
-        assert self.portal is not None
-
-        def refused(failure: Failure) -> bool:
-            failure.trap(LoginFailed)
-            raise Fault(replies.AUTHENTICATION_WANTED, failure.getErrorMessage())
-
-        login = self.portal.login(Anonymous(), self, IMessageDelivery, IMessageDeliveryFactory)
-        return login.addCallbacks(self._take, refused)
-
-    def _delivery(self) -> IRelayDelivery:
-        if self._relay is None:
-            if self.deliveryFactory is not None or not IRelayDelivery.providedBy(self.delivery):
-                return ClassicDelivery(self)  # one a transaction
-            self._relay = self.delivery
-        return self._relay
-
-    @property
-    def classic_helo(self) -> tuple[bytes, bytes]:
-        """What stock calls *helo*: what the client called itself, and its address."""
-        return self.helo.encode(), str(self.client.peer).encode()
-
-    def complete(self, path: Path) -> Path:
-        """*path* with the domain that it may lack."""
-        return self.server.policy.complete(path)
-
     # Mail.
 
     def do_MAIL(self, rest: bytes) -> Answer:
@@ -509,17 +217,19 @@ class RelayESMTP(SerialESMTP):
         limits = self.server.listener.limits
         if limits.session_size and self._octets >= limits.session_size:
             raise Fault(replies.TOO_MUCH_MAIL, f"{self._octets} octets in this session")
+        self._given = rest.decode("utf-8", "replace")
         sender = parse_mail(rest, legacy=self._legacy)
+        self._given = str(sender.path) or "<>"
         if limits.message_size and sender.size > limits.message_size:
             raise Fault(replies.TOO_BIG, f"{sender.size} octets announced")
         if self.delivery is not None or self.deliveryFactory is not None:
             return self._mail(sender)
         if self.portal is None:
             raise Fault(replies.NO_DELIVERY)
-        return self._anonymous().addCallback(lambda here: self._mail(sender) if here else None)
+        return self.log_in_anonymously().addCallback(lambda here: self._mail(sender) if here else None)
 
     def _mail(self, sender: Sender) -> Answer:
-        delivery = self._delivery()
+        delivery = self.serving()
         answer = delivery.mail(sender)
         if isinstance(answer, Deferred):
             return answer.addCallback(self._mail_from, delivery)
@@ -538,7 +248,9 @@ class RelayESMTP(SerialESMTP):
         if len(transaction.recipients) >= self.server.listener.limits.recipients:
             raise Fault(replies.TOO_MANY_RECIPIENTS)
         sender = transaction.sender
+        self._given = rest.decode("utf-8", "replace")
         recipient = parse_rcpt(rest, legacy=self._legacy, smtputf8_ok=sender.smtputf8)
+        self._given = str(recipient.path)
         answer = transaction.delivery.rcpt(sender, recipient)
         if isinstance(answer, Deferred):
             return answer.addCallback(self._rcpt_to, transaction)
@@ -644,25 +356,29 @@ class RelayESMTP(SerialESMTP):
         self.errors = 0
         return Reply.of(250, "2.0.0", f"OK: queued as {queue_id}" if queue_id else "OK")
 
-    def _drop_transaction(self) -> None:
+    @property
+    def in_transaction(self) -> bool:
+        return self._transaction is not None
+
+    def drop_transaction(self) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             try:
                 transaction.abandon()
             except Exception:
-                self._internal(Failure())
+                self.internal_fault(Failure())
 
     # The end.
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         super().connectionLost(reason)
-        self._drop_transaction()
-        self._log_out()
+        self.drop_transaction()
+        self.log_out()
         self.server.closed(self)
         if not self.why:
             how = "" if reason.check(ConnectionDone) else f": {reason.getErrorMessage()}"
             self.why = ("TLS handshake failed" if self._handshaking else "connection lost") + how
-        self._emit(
+        self.emit(
             events.SessionClosed(
                 session=self.id,
                 client=str(self.client.peer),
@@ -672,11 +388,6 @@ class RelayESMTP(SerialESMTP):
                 why=self.why,
             )
         )
-
-
-def _insist(verdict: Verdict) -> None:
-    if not verdict.accepted:
-        raise Fault(verdict.reply, rule=verdict.rule)
 
 
 def _no_recipients(transaction: Transaction) -> Reply:

@@ -1,4 +1,4 @@
-"""Stand-ins for what a session asks: policy, realm, message, resolver; each does what it is told, and notes what it saw."""
+"""Stand-ins for what a session asks: each does what it is told, and notes what it saw."""
 
 from __future__ import annotations
 
@@ -163,9 +163,7 @@ def _mail(sender: Sender) -> Sender | Deferred[Sender]:
 def _rcpt(sender: Sender, recipient: Recipient) -> Recipient | Deferred[Recipient]:
     if recipient.path.domain in ("refused.example", "later.example"):
         code, enhanced = (550, "5.7.1") if recipient.path.domain == "refused.example" else (451, "4.4.3")
-        raise Fault(
-            Reply.of(code, enhanced, f"Unable to relay for {recipient.path}"), rule=Rule("relay.list", 3)
-        )
+        raise Fault(Reply.of(code, enhanced, f"Unable to relay for {recipient.path}"), rule=Rule("relay.list", 3))
     return recipient
 
 

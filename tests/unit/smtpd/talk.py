@@ -9,8 +9,8 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ITLSTransport
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
@@ -130,11 +130,17 @@ class Talk:
         self.transport = MemoryTransport()
         self.transport.protocol = self.session
         self._client: ssl.SSLObject | None = None
+        self._implicit: TLSMemoryBIOProtocol | None = None
         if connect:
             self.connect()
 
     def connect(self) -> None:
-        self.session.makeConnection(self.transport)
+        if self.server.listener.tls is TlsMode.IMPLICIT:
+            self._implicit = TLSMemoryBIOProtocol(TLSMemoryBIOFactory(self.server.tls, False, None), self.session)
+            self.transport.protocol = self._implicit
+            self._implicit.makeConnection(self.transport)
+        else:
+            self.session.makeConnection(self.transport)
 
     # The client's side.
 
@@ -206,7 +212,7 @@ class Talk:
     @property
     def closed(self) -> bool:
         """Whether the server ended the session."""
-        return self.transport.disconnecting
+        return self.transport.disconnecting or (self._implicit is not None and self._implicit.disconnecting)
 
     @property
     def paused(self) -> bool:
@@ -215,8 +221,6 @@ class Talk:
 
     def hang_up(self) -> None:
         """The connection is gone."""
-        from twisted.internet.error import ConnectionDone
-
         self.transport.protocol.connectionLost(Failure(ConnectionDone()))
 
     def event(self, name: str) -> Any:
@@ -228,4 +232,4 @@ class Talk:
         return [event.name for event in self.seen]
 
 
-__all__ = ["MemoryTransport", "Protocol", "Talk"]
+__all__ = ["MemoryTransport", "Talk"]

@@ -38,6 +38,17 @@ class Sent:
     broken: bool = False
 
 
+class _Kept:
+    """The connections to one target: how many are *busy* (connecting or sending), and the *idle* ones, the last used
+    at the end."""
+
+    __slots__ = ("busy", "idle")
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.idle: list[Connection] = []
+
+
 class ConnectionPool:
     """Sends messages through connections that it opens, keeps for a while, and closes.
 
@@ -71,9 +82,9 @@ class ConnectionPool:
         self._idle_seconds = idle_seconds
         self._messages = messages
         self._most = most
-        self._busy: dict[Target, int] = {}  # connecting or sending
-        self._idle: dict[Target, list[Connection]] = {}  # the last one used at the end
-        self._until: dict[Connection, float] = {}  # the idle ones, the longest idle first
+        self._busy = 0
+        self._kept: dict[Target, _Kept] = {}
+        self._until: dict[Connection, tuple[float, _Kept]] = {}  # the idle ones, the longest idle first
         self._sweeper: IDelayedCall | None = None
         self._leaving: set[Deferred[None]] = set()
         self._closed = False
@@ -81,7 +92,7 @@ class ConnectionPool:
     @property
     def busy(self) -> int:
         """Connections that are being opened or used."""
-        return sum(self._busy.values())
+        return self._busy
 
     @property
     def idle(self) -> int:
@@ -90,7 +101,8 @@ class ConnectionPool:
 
     def open_to(self, target: Target) -> int:
         """Connections to *target*, busy or idle."""
-        return self._busy.get(target, 0) + len(self._idle.get(target, ()))
+        kept = self._kept.get(target)
+        return kept.busy + len(kept.idle) if kept else 0
 
     async def send(self, target: Target, sender: Sender, recipients: Sequence[Recipient], body: MessageBody) -> Sent:
         """Send one message to *target*.
@@ -98,19 +110,24 @@ class ConnectionPool:
         :raises PathFault: no recipient got an answer. A kept connection that turned out to be dead is not reported:
             a fresh one takes its place.
         """
-        self._busy[target] = self._busy.get(target, 0) + 1
+        kept = self._kept.get(target)
+        if kept is None:
+            kept = self._kept[target] = _Kept()
+        kept.busy += 1
+        self._busy += 1
         try:
-            while (kept := self._take(target)) is not None:
+            while (connection := self._take(kept)) is not None:
                 try:
-                    return await self._through(kept, sender, recipients, body)
+                    return await self._through(connection, kept, sender, recipients, body)
                 except PathFault as fault:
                     if not fault.stale:
                         raise
-            return await self._through(await self._connect(target), sender, recipients, body)
+            return await self._through(await self._connect(target), kept, sender, recipients, body)
         finally:
-            self._busy[target] -= 1
-            if not self._busy[target]:
-                del self._busy[target]
+            kept.busy -= 1
+            self._busy -= 1
+            if not (kept.busy or kept.idle):
+                self._kept.pop(target, None)
 
     async def close(self) -> None:
         """Takes leave on all idle connections; those in use follow as they become free."""
@@ -124,18 +141,23 @@ class ConnectionPool:
         await DeferredList(list(self._leaving))
 
     async def _through(
-        self, connection: Connection, sender: Sender, recipients: Sequence[Recipient], body: MessageBody
+        self,
+        connection: Connection,
+        kept: _Kept,
+        sender: Sender,
+        recipients: Sequence[Recipient],
+        body: MessageBody,
     ) -> Sent:
         try:
             replies = await connection.send(sender, recipients, body)
         finally:
             usable = connection.usable
             if usable:
-                self._keep(connection)
+                self._keep(connection, kept)
         return Sent(replies, connection.peer, connection.tls, connection.offer.extensions, broken=not usable)
 
     async def _connect(self, target: Target) -> Connection:
-        if self._until and self.busy + len(self._until) > self._most:
+        if self._until and self._busy + len(self._until) > self._most:
             oldest = next(iter(self._until))
             self._forget(oldest)
             self._leave(oldest)
@@ -163,36 +185,36 @@ class ConnectionPool:
 
         return opening.addCallback(opened)
 
-    def _take(self, target: Target) -> Connection | None:
-        while kept := self._idle.get(target):
-            connection = kept[-1]
-            self._forget(connection)
+    def _take(self, kept: _Kept) -> Connection | None:
+        while kept.idle:
+            connection = kept.idle.pop()
+            del self._until[connection]
             if connection.usable:
                 return connection
         return None
 
-    def _keep(self, connection: Connection) -> None:
+    def _keep(self, connection: Connection, kept: _Kept) -> None:
         if self._closed or connection.messages >= self._messages:
             self._leave(connection)
             return
         connection.closed = self._forget
-        self._idle.setdefault(connection.target, []).append(connection)
-        self._until[connection] = self._reactor.seconds() + self._idle_seconds
+        kept.idle.append(connection)
+        self._until[connection] = (self._reactor.seconds() + self._idle_seconds, kept)
         if self._sweeper is None:
             self._sweeper = self._reactor.callLater(self._idle_seconds, self._sweep)
 
     def _forget(self, connection: Connection) -> None:
-        """*connection* is no longer idle: taken, told to leave, or lost."""
-        if self._until.pop(connection, None) is not None:
-            kept = self._idle[connection.target]
-            kept.remove(connection)
-            if not kept:
-                del self._idle[connection.target]
+        """*connection* is told to leave, or is lost. It may be idle no longer."""
+        _, kept = self._until.pop(connection, (0.0, None))
+        if kept is not None:
+            kept.idle.remove(connection)
+            if not (kept.busy or kept.idle):
+                self._kept.pop(connection.target, None)
 
     def _sweep(self) -> None:
         self._sweeper = None
         now = self._reactor.seconds()
-        for connection, until in list(self._until.items()):
+        for connection, (until, _) in list(self._until.items()):
             if until > now:
                 self._sweeper = self._reactor.callLater(until - now, self._sweep)
                 break

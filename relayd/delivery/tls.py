@@ -6,6 +6,12 @@ from ipaddress import ip_address
 from pathlib import Path as File
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
@@ -49,22 +55,25 @@ class ClientTls:
     """
 
     def __init__(self, ca: File | None = None, certificate: File | None = None, key: File | None = None) -> None:
-        roots = (
-            platformTrust()
-            if ca is None
-            else trustRootFromCertificates([Certificate(crypto.X509.from_cryptography(c)) for c in _certificates(ca)])
-        )
-        if certificate is None:
-            options = CertificateOptions(trustRoot=roots)
+        if ca is None:
+            roots = platformTrust()
         else:
-            chain = [crypto.X509.from_cryptography(c) for c in _certificates(certificate)]
-            options = CertificateOptions(
-                trustRoot=roots,
-                privateKey=_private_key(key or certificate),
-                certificate=chain[0],
-                extraCertChain=chain[1:],
+            roots = trustRootFromCertificates(
+                [Certificate(crypto.X509.from_cryptography(trusted)) for trusted in _certificates(ca)]
             )
-        self._context: SSL.Context = options.getContext()
+        self._context: SSL.Context = CertificateOptions(trustRoot=roots).getContext()
+        if certificate is not None:
+            self._show(_certificates(certificate), key or certificate)
+
+    def _show(self, chain: list[x509.Certificate], key: File) -> None:
+        self._context.use_certificate(chain[0])
+        for issuer in chain[1:]:
+            self._context.add_extra_chain_cert(issuer)
+        try:
+            self._context.use_privatekey(_private_key(key))
+            self._context.check_privatekey()
+        except SSL.Error:
+            raise ValueError(f"{key}: the private key does not belong to the client certificate") from None
 
     @classmethod
     def of(cls, delivery: Delivery) -> ClientTls:
@@ -148,8 +157,11 @@ def _certificates(file: File) -> list[x509.Certificate]:
         raise ValueError(f"{file}: holds no PEM certificates") from error
 
 
-def _private_key(file: File) -> crypto.PKey:
+def _private_key(file: File) -> RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey:
     try:
-        return crypto.load_privatekey(crypto.FILETYPE_PEM, file.read_bytes(), passphrase=b"")
-    except crypto.Error as error:
+        key = load_pem_private_key(file.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ValueError(f"{file}: holds no PEM private key without a passphrase") from error
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey):
+        raise ValueError(f"{file}: holds a key of a kind that TLS does not use")
+    return key

@@ -390,7 +390,7 @@ class TestWhatTheNextHopCannotTake:
     @pytest.mark.parametrize("local", ["a\r\nRCPT TO:<x@y.example>", "a\nb", "a\0b", "a> SIZE=1", "a b"], ids=repr)
     def test_an_envelope_cannot_inject(self, net: Net, local: str) -> None:
         bad = Recipient(Path(local, "partner.example"))
-        peer, connection, result, first = sending(net, PIPELINING, recipients=(bad, BOB))
+        _, _, _, first = sending(net, PIPELINING, recipients=(bad, BOB))
         assert first == MAIL + RCPT_BOB + b"DATA\r\n"
         _peer, _connection, result, first = sending(Net(), sender=Sender(Path(local, "corp.example")))
         assert first == b""

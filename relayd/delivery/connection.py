@@ -95,7 +95,8 @@ class Connection(Protocol):
 
         :returns: fires with one final reply a recipient, in their order. Some may be relayd's own: for what the next
             hop cannot take, and for what a broken connection left open (temporary; :attr:`usable` is False then).
-            Fails with :class:`PathFault` when no recipient got an answer. Cancelling it ends the connection.
+            Fails with :class:`PathFault` when no recipient got an answer, and with another :class:`Fault` when
+            this machine is short of threads. Cancelling it ends the connection.
         """
         if self._state is not _State.IDLE:
             raise RuntimeError(f"{self.peer}: not free to send ({self._state.name.lower()})")
@@ -282,7 +283,8 @@ class Connection(Protocol):
         return fault
 
     def path_fault(self, stage: Stage, said: Reply) -> PathFault:
-        return PathFault(stage, softened(said), peer=self.peer, said=said, stale=said.code == 421 and self._untouched)
+        stale = stage is Stage.RSET or (said.code == 421 and self._untouched)
+        return PathFault(stage, softened(said), peer=self.peer, said=said, stale=stale)
 
     def concluded(self, outcome: tuple[Reply, ...] | PathFault, *, clean: bool) -> None:
         self._outcome = outcome
@@ -295,10 +297,10 @@ class Connection(Protocol):
 
     def _report(self) -> None:
         """Tell the sender what came of the transaction, once nothing of this chunk is left to read."""
-        outcome, self._outcome = self._outcome, None
-        done, self._done = self._done, None
+        outcome, done = self._outcome, self._done
         if outcome is None or done is None:
             return
+        self._outcome = self._done = None
         if isinstance(outcome, PathFault):
             done.errback(outcome)
         else:
@@ -306,7 +308,13 @@ class Connection(Protocol):
 
     def _unread(self, failure: Failure, recipients: int) -> None:
         """The message cannot be read; nothing of it was sent."""
-        if self._done is not None:
+        if self._done is None:
+            return
+        if failure.check(Fault):  # no thread was free
+            self._state = _State.IDLE
+            done, self._done = self._done, None
+            done.errback(failure)
+        else:
             self.concluded((_unreadable(failure),) * recipients, clean=not self._dirty)
             self._report()
 
@@ -336,7 +344,7 @@ class Connection(Protocol):
             self._transport.setTcpNoDelay(True)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._state in (_State.CLOSED,) or (self._state is _State.CLOSING and self._waiter is None):
+        if self._state is _State.CLOSED or (self._state is _State.CLOSING and self._waiter is None):
             return
         try:
             replies = self._reader.feed(data)

@@ -7,12 +7,27 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import fail
 
-from relayd.delivery import PathFault, Stage
+from relayd.delivery import PathFault, Stage, connect
 from relayd.model import Body as BodyType
-from relayd.model import Path, Recipient, Sender
+from relayd.model import Fault, Path, Recipient, Reply, Sender
 from relayd.wire import DataReader
-from tests.unit.delivery.peer import ALICE, BOB, CAROL, HELLO, Body, BrokenBody, Net, Peer, Result, codes
+from tests.unit.delivery.peer import (
+    ALICE,
+    BOB,
+    CAROL,
+    HELLO,
+    TARGET,
+    TLS,
+    Body,
+    BrokenBody,
+    Net,
+    Peer,
+    Result,
+    codes,
+    greet,
+)
 
 PIPELINING = b"PIPELINING"
 MAIL = b"MAIL FROM:<alice@corp.example>\r\n"
@@ -517,3 +532,71 @@ class TestUse:
         peer.drop()
         assert not connection.usable
         assert not net.reactor.getDelayedCalls()
+
+    def test_a_peer_that_refuses_rset(self, net: Net) -> None:
+        peer, connection = net.opened()
+        connection.send(ALICE, [BOB], Body(HELLO))
+        peer.say(b"450 later")
+        peer.read()
+        result = Result(connection.send(ALICE, [BOB], Body(HELLO)))
+        peer.say(b"500 what?")
+        fault = result.fault(PathFault)
+        assert (fault.stage, fault.stale) == (Stage.RSET, True)
+        assert peer.ended
+
+    def test_no_thread_is_no_answer(self, net: Net) -> None:
+        """A shortage of this machine's own is told as such, and costs neither message nor connection."""
+        busy = Fault(Reply.of(451, "4.3.2", "busy"))
+        opening = Result(
+            connect(net.reactor, TARGET, hostname="relay.example", tls=TLS, in_thread=lambda function: fail(busy))
+        )
+        greet(net.accept(), b"PIPELINING")
+        connection = opening.value
+        result = Result(connection.send(ALICE, [BOB], Body(HELLO, filed=True)))
+        assert result.fault(Fault) is busy
+        assert connection.usable
+
+
+LINES = st.sampled_from(
+    [b"250 ok", b"250 2.0.0 ok", b"354 go", b"550 5.1.1 no", b"450 4.2.0 no", b"552 no", b"530 no", b"221 bye",
+     b"421 4.3.2 no", b"250-more", b"334 eh", b"noise", b"251 ok", b"554 no", b""]
+)  # fmt: skip
+
+
+@given(
+    lines=st.builds(
+        lambda count, lines: [b"250 ok", b"250 ok", b"250 ok", b"354 go"][:count] + lines,
+        st.integers(0, 4),
+        st.lists(LINES, max_size=8),
+    ),
+    cuts=st.lists(st.integers(0, 120), max_size=6),
+    pipelining=st.booleans(),
+    filed=st.booleans(),
+    content=st.just(HELLO) | st.just(b"x\r\n" * 200_000),
+)
+def test_whatever_a_peer_says(
+    lines: list[bytes], cuts: list[int], pipelining: bool, filed: bool, content: bytes
+) -> None:
+    """One outcome always; delivered only where a whole message was answered 2xx; nothing but one message is written."""
+    net = Net()
+    peer, connection = net.opened(*([PIPELINING, b"8BITMIME"] if pipelining else [b"8BITMIME"]))
+    result = Result(connection.send(ALICE, [BOB, CAROL], Body(content, filed)))
+    octets = b"".join(line + b"\r\n" for line in lines)
+    edges = sorted({0, *(cut for cut in cuts if cut < len(octets)), len(octets)})
+    for start, end in pairwise(edges):
+        if not peer.ended:
+            peer.protocol.dataReceived(octets[start:end])
+    peer.drop()
+    written = peer.read()
+    assert len(result.outcomes) == 1
+    commands, _, message = written.partition(b"DATA\r\n")
+    assert commands.count(b"MAIL FROM") == 1
+    assert message in (b"", b".\r\n") or message.startswith(content[:100])
+    if isinstance(result.outcomes[0], tuple):
+        replies = result.outcomes[0]
+        assert len(replies) == 2
+        if any(reply.positive for reply in replies):
+            assert message == content + b".\r\n"
+    else:
+        assert result.fault(PathFault).temporary
+    assert not net.reactor.getDelayedCalls()

@@ -19,7 +19,8 @@ class Lines:
         The line of an entry whose own line is not known is that of its list, and of a table that of its name.
         """
         for candidate in (key, *instead):
-            for written in (candidate, candidate.rpartition("[")[0], f"{candidate}.name"):
+            around = candidate.rpartition("[")[0] if candidate.endswith("]") else ""
+            for written in (candidate, f"{candidate}.name", around):
                 if written in self._lines:
                     return Rule(candidate, self._lines[written])
         return Rule(instead[-1] if instead else key)

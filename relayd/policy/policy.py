@@ -277,15 +277,15 @@ class Policy:
             passed, rule = site.senders.test_anonymous(path, site.anonymous)
         else:
             passed, rule = site.senders.test_principal(path, client.principal)
-        who = str(client.principal or "a client that has not authenticated")
         if not passed:
-            text = f"{who[0].upper()}{who[1:]} may not send as <{path}>"
+            text = f"<{path}> is not a sender for {client.principal or 'clients that have not authenticated'}"
             return self._refuse("sender", Reply.of(550, "5.7.1", text), rule, text, trace)
         limit = site.listener.limits.message_size
         if limit and sender.size > limit:  # RFC 1870 6.1
             text = f"Message size exceeds the limit of {limit} octets"
             return self._refuse("size", Reply.of(552, "5.3.4", text), site.message_size, text, trace)
         if trace is not None:
+            who = client.principal or "a client that has not authenticated"
             trace.add("sender", rule, Outcome.ACCEPT, f"{who} may send as <{path}>")
         return Verdict(Outcome.ACCEPT, Reply.of(250, "2.1.0", f"<{path}> sender ok"), rule)
 

@@ -50,9 +50,7 @@ def remote(name: str, *, relay: bool) -> Domain:
 
 def _domain(name: str, kind: DomainKind, aliases: tuple[str, ...] = (), relay: bool = False) -> Domain:
     wildcard = name.startswith("*")
-    return Domain(
-        name.removeprefix("*").removeprefix(".") if wildcard else name, wildcard, kind, aliases, relay=relay
-    )
+    return Domain(name.removeprefix("*").removeprefix(".") if wildcard else name, wildcard, kind, aliases, relay=relay)
 
 
 def only(*entries: str) -> tuple[AllowMode, HostList]:
@@ -111,9 +109,7 @@ def listener(
     )
 
 
-def settings(
-    *listeners: Listener, domains: Sequence[Domain] = (), lines: Mapping[str, int] | None = None
-) -> Settings:
+def settings(*listeners: Listener, domains: Sequence[Domain] = (), lines: Mapping[str, int] | None = None) -> Settings:
     """A whole configuration; domains and listeners get their origins."""
     return Settings(
         file=File("relayd.toml"),
@@ -161,9 +157,7 @@ CONFIGURATIONS: Mapping[str, Settings] = {
     "relay: only": settings(listener(relay=only(*COMPUTERS)), domains=[CORP]),
     "relay: only, box off": settings(listener(relay=only(*COMPUTERS), authenticated=False), domains=[CORP]),
     "relay: all except": settings(listener(relay=all_except(*COMPUTERS)), domains=[CORP]),
-    "relay: all except, box off": settings(
-        listener(relay=all_except(*COMPUTERS), authenticated=False), domains=[CORP]
-    ),
+    "relay: all except, box off": settings(listener(relay=all_except(*COMPUTERS), authenticated=False), domains=[CORP]),
     "relay: all except, empty": settings(listener(relay=all_except()), domains=[CORP]),
     "relay: void box": settings(
         listener(basic=False, integrated=False, relay=only("192.0.2.7"), authenticated=True), domains=[CORP]
@@ -175,9 +169,7 @@ CONFIGURATIONS: Mapping[str, Settings] = {
         listener(), domains=[CORP, remote("*", relay=True), remote("closed.example", relay=False)]
     ),
     # What IIS did not have.
-    "groups": settings(
-        listener(relay=only("192.0.2.7"), groups=["Mail Relay", "S-1-5-21-1-2-3-515"]), domains=[CORP]
-    ),
+    "groups": settings(listener(relay=only("192.0.2.7"), groups=["Mail Relay", "S-1-5-21-1-2-3-515"]), domains=[CORP]),
     "send as": settings(
         listener(
             send_as="own",

@@ -144,9 +144,7 @@ def test_a_session_gets_the_same_answers_without_a_trace(row: Row) -> None:
             yield verdict
         if asked.user:
             yield policy.auth(client, asked.mechanism)
-            principal = Principal(
-                asked.user, asked.mechanism, "test", groups=asked.groups, addresses=asked.addresses
-            )
+            principal = Principal(asked.user, asked.mechanism, "test", groups=asked.groups, addresses=asked.addresses)
             client = Client(client.peer, client.listener, client.names, client.tls, principal)
         sender = Sender(asked.sender, size=asked.size)
         yield policy.mail(client, sender)

@@ -38,7 +38,7 @@ class FileBody:
 
         :raises OSError: it cannot be read: the message was finished meanwhile, or the disk is sick.
         """
-        return open(self.path, "rb")  # noqa: SIM115 - the caller closes it
+        return open(self.path, "rb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -98,10 +98,8 @@ def make_directory(path: str, disk: Disk) -> None:
         parent = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(parent):
             make_directory(parent, disk)
-        try:
+        with suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
         disk.sync_directory(parent)
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
         os.chmod(path, 0o700)
@@ -221,9 +219,7 @@ def _take_over(connection: sqlite3.Connection, places: Places, now: float, disk:
     connection.execute(
         "UPDATE recipient SET leased = 0, due_at = min(due_at, ?) WHERE state < 2 AND state = 0 AND leased", (now,)
     )
-    files = dict(
-        connection.execute("SELECT id, size FROM message WHERE in_file AND finished_at IS NULL").fetchall()
-    )
+    files = dict(connection.execute("SELECT id, size FROM message WHERE in_file AND finished_at IS NULL").fetchall())
     missing = []
     for number in files:
         message_id = ids.encode(number)
@@ -234,8 +230,8 @@ def _take_over(connection: sqlite3.Connection, places: Places, now: float, disk:
                 (number,),
             )
             connection.execute(
-                "INSERT INTO history (message, seq, at, what, detail) SELECT ?1, ifnull(max(seq), 0) + 1, ?2, 'held', ?3"
-                " FROM history WHERE message = ?1",
+                "INSERT INTO history (message, seq, at, what, detail)"
+                " SELECT ?1, ifnull(max(seq), 0) + 1, ?2, 'held', ?3 FROM history WHERE message = ?1",
                 (number, now, "the file with the message is missing"),
             )
     connection.execute("COMMIT")
@@ -257,4 +253,3 @@ def _files(root: str) -> Iterator[str]:
             for entry in os.scandir(directory.path):
                 if entry.is_file(follow_symlinks=False):
                     yield entry.path
-

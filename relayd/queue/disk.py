@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 
 class Disk:
@@ -50,7 +51,5 @@ class Disk:
 
     def remove(self, path: str) -> None:
         """Removes a file that may be gone already."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass

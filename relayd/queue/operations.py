@@ -13,7 +13,6 @@ from relayd.queue.rows import (
     Row,
     decode_envelope,
     decode_recipient,
-    finish_row,
     lease_rows,
     note_row,
     purge_row,
@@ -45,16 +44,14 @@ class _Due(NamedTuple):
     delay_notified: int
     local: str
     domain: str
-    extra: str | None
+    extra: str
     received_at: float
     size: int
     in_file: int
     envelope: str
 
 
-def claim(
-    connection: sqlite3.Connection, limit: int, now: float, until: float, files: BodyFiles
-) -> tuple[Claim, ...]:
+def claim(connection: sqlite3.Connection, limit: int, now: float, until: float, files: BodyFiles) -> tuple[Claim, ...]:
     """Leases until *until* on up to *limit* recipients that are due at *now*."""
     due: dict[int, list[_Due]] = {}
     octets = 0
@@ -73,11 +70,11 @@ def claim(
         body = _body(connection, number, entries[0], files)
         if body is None:
             # Damage, which must not keep all others from being claimed. An administrator sees it held.
-            rows.append(stop_row(number, MessageState.HELD))
+            rows.append(stop_row(number, MessageState.HELD, now))
             continue
         rows += lease_rows(((number, entry.n) for entry in entries), until)
         claims.append(_claim(number, entries, body, until))
-    insert_rows(connection, rows)
+    insert_rows(connection, rows, "act")
     return tuple(claims)
 
 
@@ -104,10 +101,14 @@ def settle_with_notices(
     recipients: Sequence[int],
     rows: Sequence[Row],
     notices: Sequence[Row],
+    notes: Sequence[Row],
     claims: tuple[Claim, ...],
 ) -> tuple[Claim, ...]:
-    """*rows* of a settlement, and its *notices* unless all *recipients* were final already: dropped by an
-    administrator, or settled by whoever got them after the lease had ended. Then nobody must hear of it (again)."""
+    """Writes *rows* of a settlement, its *notices*, and *notes* on them in the history.
+
+    There are no notices when all *recipients* were final before: dropped by an administrator, or settled by whoever
+    got them after the lease had ended. Then nobody must hear of it, or hear of it again.
+    """
     waiting = connection.execute(
         "SELECT count(*) FROM recipient WHERE message = ? AND state < 2 AND n IN (SELECT value FROM json_each(?))",
         (number, json.dumps(list(recipients))),
@@ -116,18 +117,17 @@ def settle_with_notices(
     if not waiting:
         return ()
     insert_rows(connection, notices)
+    insert_rows(connection, notes, "act")
     return claims
 
 
-def retry(
-    connection: sqlite3.Connection, numbers: Sequence[int], who: str, now: float, sequence: _Sequence
-) -> int:
+def retry(connection: sqlite3.Connection, numbers: Sequence[int], who: str, now: float, sequence: _Sequence) -> int:
     """Makes what waits of the messages due now; how many have something that waited."""
     waiting = _having(connection, numbers, "state = 0 AND leased = 0")
     rows: list[Row] = []
     for number in waiting:
         rows += (retry_row(number, now), note_row(number, sequence(), now, "retry", f"by {who}"))
-    insert_rows(connection, rows)
+    insert_rows(connection, rows, "act")
     return len(waiting)
 
 
@@ -139,11 +139,10 @@ def drop(
     rows: list[Row] = []
     for number in waiting:
         rows += (
-            stop_row(number, MessageState.DROPPED),
+            stop_row(number, MessageState.DROPPED, now),
             note_row(number, sequence(), now, "dropped", f"by {who}"),
-            finish_row(number, now),
         )
-    insert_rows(connection, rows)
+    insert_rows(connection, rows, "act")
     return waiting
 
 
@@ -168,5 +167,5 @@ def purge(connection: sqlite3.Connection, before: float, limit: int) -> int:
     The newest message stays: the next id is greater than it, whatever the clock says.
     """
     numbers: list[tuple[Any, ...]] = connection.execute(PURGE_SQL, (before, limit)).fetchall()
-    insert_rows(connection, [purge_row(row[0]) for row in numbers])
+    insert_rows(connection, [purge_row(row[0]) for row in numbers], "act")
     return len(numbers)

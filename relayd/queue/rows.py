@@ -76,85 +76,87 @@ def decode_envelope(text: str) -> Envelope:
     return Envelope(sender, (), **{name: values[name] for name in _TEXTS if name in values})
 
 
-def _encode_extra(recipient: Recipient) -> str | None:
+def _encode_extra(recipient: Recipient) -> str:
     if not recipient.notify and not recipient.orcpt:
-        return None
+        return ""
     return _encode({"notify": sorted(recipient.notify), "orcpt": recipient.orcpt})
 
 
-def decode_recipient(local: str, domain: str, extra: str | None) -> Recipient:
-    if extra is None:
+def decode_recipient(local: str, domain: str, extra: str) -> Recipient:
+    if not extra:
         return Recipient(Path(local, domain))
     values = json.loads(extra)
     return Recipient(Path(local, domain), frozenset(values["notify"]), values["orcpt"])
 
 
-# One row each: kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets
+# ---- rows of ``work``: kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets ----
+#
+# What a kind does not use is 0: sqlite3 binds integers, floats and text ten times faster than None or a bool, for which
+# it looks for an adapter first.
 
 
 def message_rows(
     number: int, envelope: Envelope, at: float, size: int, octets: bytes | None, due_at: float, leased: bool
 ) -> list[Row]:
-    """A new message with its recipients. *octets* is None where they lie in a file."""
+    """A new message with its recipients. *octets* is None where they lie in a file.
+
+    :raises ValueError: the envelope has no recipient.
+    """
+    if not envelope.recipients:
+        raise ValueError("an envelope without recipients")
     text = encode_envelope(envelope)
-    in_file = octets is None
+    first, *others = envelope.recipients
     rows: list[Row] = [
-        (1, number, None, None, at, None, size, in_file, None, text, None, None, None, None, octets)
-    ]
-    for n, recipient in enumerate(envelope.recipients):
+        (
+            1, number, 0, 0, at, due_at, size, int(octets is None), int(leased),
+            first.path.local, first.path.domain, _encode_extra(first), 0, text, 0 if octets is None else octets,
+        )
+    ]  # fmt: skip
+    for n, recipient in enumerate(others, 1):
         path = recipient.path
         extra = _encode_extra(recipient)
-        rows.append(
-            (2, number, n, None, None, due_at, leased, None, None, path.local, path.domain, extra, None, None, None)
-        )
+        rows.append((2, number, n, 0, 0, due_at, 0, 0, int(leased), path.local, path.domain, extra, 0, 0, 0))
     return rows
 
 
-def attempt_rows(number: int, attempts: Iterable[Attempt], at: float, sequence: Callable[[], int]) -> list[Row]:
+def attempt_rows(number: int, attempts: Sequence[Attempt], at: float, sequence: Callable[[], int]) -> list[Row]:
     """What came of recipients of one message."""
-    rows: list[Row] = []
-    final = False
-    for a in attempts:
-        final = final or a.state.final
-        rows.append(
-            (
-                3, number, a.recipient_id, sequence(), at, a.next_at,
-                STATES[a.state], a.counts, a.delay_notified,
-                str(a.reply), a.host, a.tls, a.detail, _WHAT[a.state], None,
-            )
-        )  # fmt: skip
-    if final:
-        rows.append(finish_row(number, at))
-    return rows
-
-
-def finish_row(number: int, at: float) -> Row:
-    return (4, number, None, None, at, *(None,) * 10)
-
-
-def note_row(number: int, seq: int, at: float, what: str, detail: str) -> Row:
-    return (5, number, None, seq, at, None, None, None, None, None, None, None, detail, what, None)
-
-
-def lease_rows(keys: Iterable[tuple[int, int]], until: float) -> list[Row]:
-    return [(6, number, n, None, None, until, *(None,) * 9) for number, n in keys]
+    final = [index for index, attempt in enumerate(attempts) if attempt.state.final]
+    last = final[-1] if final else -1  # one look whether the message is finished is enough
+    return [
+        (
+            3, number, a.recipient_id, sequence(), at, a.next_at,
+            STATES[a.state], int(a.counts), int(a.delay_notified) | (index == last) << 1,
+            str(a.reply), a.host, a.tls, a.detail, _WHAT[a.state], 0,
+        )
+        for index, a in enumerate(attempts)
+    ]  # fmt: skip
 
 
 def renew_rows(claims: Sequence[tuple[int, Claim]], until: float) -> list[Row]:
     return [
-        (7, number, recipient.id, None, None, until, *(None,) * 9)
-        for number, claim in claims
-        for recipient in claim.recipients
+        (4, number, recipient.id, 0, 0, until, *(0,) * 9) for number, claim in claims for recipient in claim.recipients
     ]
 
 
+# ---- rows of ``act`` ----
+
+
+def note_row(number: int, seq: int, at: float, what: str, detail: str) -> Row:
+    return (11, number, 0, seq, at, *(0,) * 7, detail, what, 0)
+
+
+def lease_rows(keys: Iterable[tuple[int, int]], until: float) -> list[Row]:
+    return [(12, number, n, 0, 0, until, *(0,) * 9) for number, n in keys]
+
+
 def retry_row(number: int, at: float) -> Row:
-    return (8, number, None, None, None, at, *(None,) * 9)
+    return (13, number, 0, 0, 0, at, *(0,) * 9)
 
 
-def stop_row(number: int, state: MessageState) -> Row:
-    return (9, number, None, None, None, None, STATES[state], *(None,) * 8)
+def stop_row(number: int, state: MessageState, at: float) -> Row:
+    return (14, number, 0, 0, at, 0, STATES[state], *(0,) * 8)
 
 
 def purge_row(number: int) -> Row:
-    return (10, number, *(None,) * 13)
+    return (15, number, *(0,) * 13)

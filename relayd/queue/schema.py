@@ -5,8 +5,8 @@ from a busy reactor may wait for 5 ms each time. So the writer hands SQLite all 
 into the view ``work``; triggers spread the rows over the tables, and the implicit transaction of that statement
 commits them. Beside a busy thread this was four to five times faster than a BEGIN, one INSERT a table, and a COMMIT.
 
-Columns of ``work``: kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets. What they mean for each kind stands at
-the triggers; :mod:`relayd.queue.rows` makes the rows.
+Columns of ``work``: kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets. What they mean for each kind
+stands at the triggers; :mod:`relayd.queue.rows` makes the rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CREATE TABLE recipient (
     delay_notified INTEGER NOT NULL DEFAULT 0,
     local          TEXT NOT NULL,
     domain         TEXT NOT NULL,
-    extra          TEXT,                    -- JSON: what RCPT said beside the path
+    extra          TEXT NOT NULL,           -- JSON or empty: what RCPT said beside the path
     last_reply     TEXT,
     last_host      TEXT,
     PRIMARY KEY (message, n)
@@ -65,30 +65,34 @@ CREATE TABLE history (
 ) WITHOUT ROWID;
 """
 
-#: Columns of ``work``.
+#: Columns of ``work`` and of ``act``.
 WIDTH: Final = 15
 
-#: Of the writing connection alone.
+#: Of the writing connection alone. Each trigger of a view costs for each row, so rare kinds have their own.
 TRIGGERS: Final = """
 CREATE TEMP VIEW work (kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets) AS
     SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE 0;
 
--- 1 MESSAGE: at = received_at, i = size, j = in_file, a = envelope; octets unless in a file
+-- 1 MESSAGE with its first recipient: at = received_at, i = size, j = in_file, e = envelope; octets unless in a file;
+-- the rest as for RECIPIENT
 CREATE TEMP TRIGGER work_message INSTEAD OF INSERT ON work WHEN NEW.kind = 1 BEGIN
     INSERT INTO message (id, received_at, size, in_file, envelope)
-        VALUES (NEW.message, NEW.at, NEW.i, NEW.j, NEW.a);
-    INSERT INTO body (id, octets) SELECT NEW.message, NEW.octets WHERE NEW.j = 0;
+        VALUES (NEW.message, NEW.at, NEW.i, NEW.j, NEW.e);
+    INSERT INTO recipient (message, n, state, leased, due_at, local, domain, extra)
+        VALUES (NEW.message, 0, 0, NEW.k, NEW.due, NEW.a, NEW.b, NEW.c);
+    INSERT INTO body (id, octets) SELECT NEW.message, NEW.octets WHERE NOT NEW.j;
 END;
 
--- 2 RECIPIENT: due = due_at or the lease's end, i = leased, a = local, b = domain, c = extra
+-- 2 RECIPIENT, any but the first: due = due_at or the lease's end, k = leased, a = local, b = domain, c = extra
 CREATE TEMP TRIGGER work_recipient INSTEAD OF INSERT ON work WHEN NEW.kind = 2 BEGIN
     INSERT INTO recipient (message, n, state, leased, due_at, local, domain, extra)
-        VALUES (NEW.message, NEW.n, 0, NEW.i, NEW.due, NEW.a, NEW.b, NEW.c);
+        VALUES (NEW.message, NEW.n, 0, NEW.k, NEW.due, NEW.a, NEW.b, NEW.c);
 END;
 
--- 3 ATTEMPT: i = the new state, j = counts, k = delay_notified, due = next_at, a = reply, b = host, c = tls,
--- d = detail, e = what. What an administrator dropped stays dropped, what he holds stays held unless it is final now;
--- the history says what happened all the same.
+-- 3 ATTEMPT: at = now, due = next_at, i = the new state, j = counts, k = delay_notified + 2 * finish, a = reply,
+-- b = host, c = tls, d = detail, e = what.
+-- What an administrator dropped stays dropped, what he holds stays held unless it is final now; the history says what
+-- happened all the same. With finish, a message none of whose recipients waits any more loses its octets.
 CREATE TEMP TRIGGER work_attempt INSTEAD OF INSERT ON work WHEN NEW.kind = 3 BEGIN
     INSERT INTO history (message, seq, at, what, n, reply, host, tls, detail)
         SELECT NEW.message, NEW.seq, NEW.at, NEW.e, NEW.n, NEW.a, NEW.b, NEW.c, NEW.d
@@ -98,51 +102,51 @@ CREATE TEMP TRIGGER work_attempt INSTEAD OF INSERT ON work WHEN NEW.kind = 3 BEG
         leased = 0,
         due_at = NEW.due,
         attempts = attempts + NEW.j,
-        delay_notified = max(delay_notified, NEW.k),
+        delay_notified = delay_notified | (NEW.k & 1),
         last_reply = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.a ELSE last_reply END,
         last_host = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.b ELSE last_host END
     WHERE message = NEW.message AND n = NEW.n AND state < 2;
-END;
-
--- 4 FINISH: at = now; a message none of whose recipients waits any more loses its octets
-CREATE TEMP TRIGGER work_finish INSTEAD OF INSERT ON work WHEN NEW.kind = 4 BEGIN
     UPDATE message SET finished_at = NEW.at
-        WHERE id = NEW.message AND finished_at IS NULL
+        WHERE NEW.k & 2 AND id = NEW.message AND finished_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM recipient WHERE message = NEW.message AND state < 2);
     DELETE FROM body
-        WHERE id = NEW.message
+        WHERE NEW.k & 2 AND id = NEW.message
         AND EXISTS (SELECT 1 FROM message WHERE id = NEW.message AND finished_at IS NOT NULL);
 END;
 
--- 5 NOTE in the history: e = what, d = detail, n or NULL
-CREATE TEMP TRIGGER work_note INSTEAD OF INSERT ON work WHEN NEW.kind = 5 BEGIN
-    INSERT INTO history (message, seq, at, what, n, reply, host, tls, detail)
-        VALUES (NEW.message, NEW.seq, NEW.at, NEW.e, NEW.n, NEW.a, NEW.b, NEW.c, NEW.d);
-END;
-
--- 6 LEASE: due = its end
-CREATE TEMP TRIGGER work_lease INSTEAD OF INSERT ON work WHEN NEW.kind = 6 BEGIN
-    UPDATE recipient SET leased = 1, due_at = NEW.due WHERE message = NEW.message AND n = NEW.n AND state = 0;
-END;
-
--- 7 RENEW: due = the lease's end
-CREATE TEMP TRIGGER work_renew INSTEAD OF INSERT ON work WHEN NEW.kind = 7 BEGIN
+-- 4 RENEW: due = the lease's end
+CREATE TEMP TRIGGER work_renew INSTEAD OF INSERT ON work WHEN NEW.kind = 4 BEGIN
     UPDATE recipient SET due_at = NEW.due
         WHERE message = NEW.message AND n = NEW.n AND state = 0 AND leased = 1;
 END;
 
--- 8 RETRY: due = now; what is leased is being tried already
-CREATE TEMP TRIGGER work_retry INSTEAD OF INSERT ON work WHEN NEW.kind = 8 BEGIN
+CREATE TEMP VIEW act (kind, message, n, seq, at, due, i, j, k, a, b, c, d, e, octets) AS
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE 0;
+
+-- 11 NOTE in the history, about the whole message: e = what, d = detail
+CREATE TEMP TRIGGER act_note INSTEAD OF INSERT ON act WHEN NEW.kind = 11 BEGIN
+    INSERT INTO history (message, seq, at, what, detail) VALUES (NEW.message, NEW.seq, NEW.at, NEW.e, NEW.d);
+END;
+
+-- 12 LEASE: due = its end
+CREATE TEMP TRIGGER act_lease INSTEAD OF INSERT ON act WHEN NEW.kind = 12 BEGIN
+    UPDATE recipient SET leased = 1, due_at = NEW.due WHERE message = NEW.message AND n = NEW.n AND state = 0;
+END;
+
+-- 13 RETRY: due = now; what is leased is being tried already
+CREATE TEMP TRIGGER act_retry INSTEAD OF INSERT ON act WHEN NEW.kind = 13 BEGIN
     UPDATE recipient SET due_at = NEW.due WHERE message = NEW.message AND state = 0 AND leased = 0;
 END;
 
--- 9 STOP: every recipient that is not final gets state i (a final one)
-CREATE TEMP TRIGGER work_stop INSTEAD OF INSERT ON work WHEN NEW.kind = 9 BEGIN
+-- 14 STOP: at = now; every recipient that is not final gets state i; the octets go when that is a final one
+CREATE TEMP TRIGGER act_stop INSTEAD OF INSERT ON act WHEN NEW.kind = 14 BEGIN
     UPDATE recipient SET state = NEW.i, leased = 0 WHERE message = NEW.message AND state < 2;
+    UPDATE message SET finished_at = NEW.at WHERE NEW.i > 1 AND id = NEW.message AND finished_at IS NULL;
+    DELETE FROM body WHERE NEW.i > 1 AND id = NEW.message;
 END;
 
--- 10 PURGE: a finished message and its history go
-CREATE TEMP TRIGGER work_purge INSTEAD OF INSERT ON work WHEN NEW.kind = 10 BEGIN
+-- 15 PURGE: a finished message and its history go
+CREATE TEMP TRIGGER act_purge INSTEAD OF INSERT ON act WHEN NEW.kind = 15 BEGIN
     DELETE FROM history WHERE message = NEW.message;
     DELETE FROM recipient WHERE message = NEW.message;
     DELETE FROM body WHERE id = NEW.message;

@@ -42,7 +42,7 @@ from relayd.queue.database import (
 from relayd.queue.disk import Disk
 from relayd.queue.draft import SqliteDraft
 from relayd.queue.faults import as_fault, trouble
-from relayd.queue.rows import attempt_rows, message_rows, note_row, renew_rows
+from relayd.queue.rows import Row, attempt_rows, message_rows, note_row, renew_rows
 from relayd.queue.spool import BodyFile
 from relayd.queue.store import (
     Claim,
@@ -258,16 +258,17 @@ class SqliteStore:
         return done
 
     def _settle_with_notices(
-        self, settlement: Settlement, number: int, rows: list[Any], now: float
+        self, settlement: Settlement, number: int, rows: list[Row], now: float
     ) -> Deferred[tuple[Claim, ...]]:
         until = now + self._lease
         claims: list[Claim] = []
-        notices: list[Any] = []
+        notices: list[Row] = []
+        notes: list[Row] = []
         for notice in settlement.notices:
             own = self._ids.next()
             body = SmallBody(notice.octets)
             notices += message_rows(own, notice.envelope, now, body.size, body.octets, until, True)
-            notices.append(note_row(number, self._sequence(), now, "dsn", ids.encode(own)))
+            notes.append(note_row(number, self._sequence(), now, "dsn", ids.encode(own)))
             claims.append(_new_claim(own, notice.envelope, body, now, until))
         recipients = [attempt.recipient_id for attempt in settlement.attempts]
         call = partial(
@@ -276,6 +277,7 @@ class SqliteStore:
             recipients=recipients,
             rows=rows,
             notices=notices,
+            notes=notes,
             claims=tuple(claims),
         )
         return self._put(Work(call=call, octets=sum(len(n.octets) for n in settlement.notices)))

@@ -121,7 +121,11 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which messages an administrator means. Empty fields do not restrict; *sender* and *recipient* are globs."""
+    """Which messages an administrator means: of those that are not finished, unless it names *ids* or a final *state*.
+
+    Empty fields do not restrict. *sender* (``<>``: the null one), *recipient* and *domain* are globs of ``*`` and
+    ``?``; what is said of recipients holds for one and the same. *limit* is for lists alone; 0 = none.
+    """
 
     ids: tuple[str, ...] = ()
     sender: str = ""
@@ -232,4 +236,5 @@ class Store(Protocol):
         """Takes messages out of the queue for good, without a notice; how many."""
 
     def counts(self) -> Deferred[dict[str, int]]:
-        """Recipients by state (``queued``, ``deferred`` = queued and not due, ``held``), and ``messages`` not finished."""
+        """Recipients by state: ``queued`` (due, or being tried), ``deferred`` (queued and not due), ``held``;
+        and ``messages`` that are not finished."""

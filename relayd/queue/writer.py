@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -22,7 +23,7 @@ BATCH_ROWS: Final = 1024
 BATCH_OCTETS: Final = 8 * 1024 * 1024
 
 _ROW_SQL: Final = f"({','.join('?' * WIDTH)})"
-_PADDING: Final = (None,) * WIDTH
+_PADDING: Final = (0,) * WIDTH
 
 
 class CallsFromThread(Protocol):
@@ -52,8 +53,8 @@ class Work:
 _Answers = list[tuple[Deferred[Any], Any]]
 
 
-def insert_rows(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
-    """Gives *rows* to the triggers, in as few statements as can be.
+def insert_rows(connection: sqlite3.Connection, rows: Sequence[Row], view: str = "work") -> None:
+    """Gives *rows* to the triggers of *view*, in as few statements as can be.
 
     Statements come in sizes that are powers of two, so that few have to be prepared; what is left over is
     filled with rows that no trigger heeds.
@@ -65,14 +66,12 @@ def insert_rows(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         for row in part:
             values += row
         values += _PADDING * (size - len(part))
-        connection.execute(_sql(size), values)
+        connection.execute(_sql(view, size), values)
 
 
-def _sql(size: int, made: dict[int, str] = {}) -> str:  # noqa: B006 - a cache
-    sql = made.get(size)
-    if sql is None:
-        sql = made[size] = "INSERT INTO work VALUES " + ",".join([_ROW_SQL] * size)
-    return sql
+@cache
+def _sql(view: str, size: int) -> str:
+    return f"INSERT INTO {view} VALUES " + ",".join([_ROW_SQL] * size)
 
 
 class Writer:

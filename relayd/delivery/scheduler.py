@@ -194,7 +194,7 @@ class Scheduler(Service):
             if call is not None and call.active():
                 call.cancel()
         self._due = self._ticking = None
-        for destination in self._destinations.values():
+        for destination in list(self._destinations.values()):
             while destination.queue:
                 self._give_back(destination.queue.popleft(), _STOPPING, 0.0)
         await self._until_empty(lambda: bool(self._workers))
@@ -363,6 +363,9 @@ class Scheduler(Service):
                     self._fault(job.claim, Failure())
                     results = [Result(queued, _INTERNAL) for queued in job.recipients]
                 self._settle(job.held, results)
+                if destination.queue and destination.free:  # success has made room for one more worker
+                    self._list(destination)
+                    self._pump()
                 # Others wait and all connections are taken: they are next.
                 crowded = bool(self._round) and self._active >= self._delivery.connections
                 if (
@@ -508,7 +511,7 @@ class Scheduler(Service):
     def _trim(self) -> None:
         """Sends away most of what waits for stalled destinations."""
         now = self._clock()
-        for destination in self._destinations.values():
+        for destination in list(self._destinations.values()):
             if len(destination.queue) > SHARE and destination.stalled(now):
                 wait = destination.send_away()
                 while len(destination.queue) > SHARE:

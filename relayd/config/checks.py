@@ -29,17 +29,17 @@ def check(reading: Reading, settings: Settings) -> None:
 
 def _server(reading: Reading, settings: Settings) -> None:
     state, user = settings.server.state, settings.server.user
-    if state.exists() and not state.is_dir():
-        reading.fault("server.state", f"{state} is not a folder")
+    if os.path.exists(state) and not os.path.isdir(state):  # unlike pathlib's, these never raise
+        reading.fault("server.state", f"{state} is not a folder; name one, or what can become one")
     if user and not _is_account(user):
-        reading.fault("server.user", f"there is no user {shown(user)} on this machine")
+        reading.fault("server.user", f"there is no user {shown(user)} on this machine; make one, or name another")
     sock = settings.console.socket
     if len(os.fsencode(sock)) > _SOCKET_NAME:
         key = "console.socket" if "console.socket" in reading.written else "server.state"
         reading.fault(key, f"{sock} is too long a name for a socket; {_SOCKET_NAME} octets are the most")
     file = settings.log.file
-    if file is not None and not file.parent.is_dir():
-        reading.fault("log.file", f"there is no folder {file.parent}")
+    if file is not None and not os.path.isdir(file.parent):
+        reading.fault("log.file", f"there is no folder {file.parent}; make it first")
 
 
 def _is_account(name: str) -> bool:
@@ -106,7 +106,9 @@ def _sizes(reading: Reading, settings: Settings) -> None:
         keys = (f"{origin}.session_size", f"{origin}.message_size")
         written = [key for key in keys if key in reading.written]
         if written and limits.session_size < limits.message_size and reading.good(*keys):
-            reading.fault(written[0], "session_size is less than message_size; it must hold one message at least")
+            reading.fault(
+                written[0], "message_size is more than session_size; a session must hold one message at least"
+            )
 
 
 def _domain_names(reading: Reading, settings: Settings) -> None:

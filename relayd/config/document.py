@@ -94,6 +94,8 @@ def _syntax(text: str, error: str) -> SyntaxFault:
     message, line, column = match.groups()
     hint = next((h for start, h in _HINTS.items() if message.startswith(start)), "")
     place = f" (column {column})" if column else ""
+    # "Cannot declare ('server', 'x') twice" -> "Cannot declare server.x twice"
+    message = re.sub(r"\(('[^()]*),?\)", lambda m: m[1].strip(",").replace("', '", ".").strip("'"), message)
     printable = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in message)
     return SyntaxFault(
         int(line) if line else len(text.rstrip().split("\n")),

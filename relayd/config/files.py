@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import stat
+from collections.abc import Iterator
 from pathlib import Path as File
 
 from cryptography import x509
@@ -17,30 +18,43 @@ from relayd.settings import Settings
 
 def check(reading: Reading, settings: Settings) -> None:
     """Notes what is wrong with each file that was written, and with each certificate and key."""
-    for key, value in list(reading.written.items()):
-        if isinstance(value, File) and is_file(key):
-            _readable(reading, key, value)
-    pairs: list[tuple[str, File | None, str, File | None]] = [
-        ("tls.certificate", settings.tls.certificate, "tls.key", settings.tls.key)
-    ]
+    for rule, value in reading.written.items():
+        if isinstance(value, File) and is_file(rule):
+            _readable(reading, rule, value)
+    if (ca := settings.delivery.ca) is not None and reading.good("delivery.ca"):
+        _certificate(reading, "delivery.ca", ca)
+    for certificate, certificate_file, key, key_file in _pairs(reading, settings):
+        if reading.good(certificate, key):
+            _pair(reading, certificate, certificate_file, key, key_file)
+
+
+_Pair = tuple[str, File | None, str, File | None]
+
+
+def _pairs(reading: Reading, settings: Settings) -> Iterator[_Pair]:
+    """Each certificate and key that belong together, with the rules that name them."""
+    yield "tls.certificate", settings.tls.certificate, "tls.key", settings.tls.key
     for listener in settings.listeners:
-        own = listener.tls_settings
-        if (own.certificate, own.key) != (settings.tls.certificate, settings.tls.key):
-            names = (f"{listener.origin}.certificate", f"{listener.origin}.key")
-            pairs.append((names[0], own.certificate, names[1], own.key))
+        own = [f"{listener.origin}.{name}" for name in ("certificate", "key")]
+        written = [rule in reading.written or rule in reading.bad for rule in own]
+        if any(written):
+            certificate, key = (
+                rule if is_own else f"tls.{rule.rpartition('.')[2]}" for rule, is_own in zip(own, written, strict=True)
+            )
+            yield certificate, listener.tls_settings.certificate, key, listener.tls_settings.key
     delivery = settings.delivery
-    pairs.append(
-        ("delivery.client_certificate", delivery.client_certificate, "delivery.client_key", delivery.client_key)
-    )
-    for certificate_key, certificate, key_key, key in pairs:
-        if reading.good(certificate_key, key_key):
-            _pair(reading, certificate_key, certificate, key_key, key)
+    yield "delivery.client_certificate", delivery.client_certificate, "delivery.client_key", delivery.client_key
 
 
 def _readable(reading: Reading, key: str, file: File) -> None:
     try:
         if not file.is_file():
-            reading.fault(key, f"{file} is a folder; name a file" if file.is_dir() else f"there is no file {file}")
+            what = (
+                f"{file} is not a file; name one"
+                if file.exists()
+                else f"there is no file {file}; name one that is there"
+            )
+            reading.fault(key, what)
             return
         with file.open("rb") as opened:
             empty = not opened.read(1)
@@ -48,7 +62,7 @@ def _readable(reading: Reading, key: str, file: File) -> None:
         reading.fault(key, f"{file} cannot be read: {error.strerror}")
         return
     if empty:
-        reading.fault(key, f"{file} is empty")
+        reading.fault(key, f"{file} is empty; write into it, or name another")
     mode = stat.S_IMODE(file.stat().st_mode)
     if is_secret(key) and mode not in (0o600, 0o640):
         reading.warn(key, f"{file} holds a secret and has mode {mode:04o}; make it 0600 or 0640")
@@ -59,7 +73,7 @@ def _pair(reading: Reading, certificate_key: str, certificate: File | None, key_
         return
     if certificate is None or key is None:
         one, other = (certificate_key, key_key) if key is None else (key_key, certificate_key)
-        reading.fault(one, f"needs {other} as well", at=one)
+        reading.fault(one, f"needs {other} as well")
         return
     public = _certificate(reading, certificate_key, certificate)
     own = _public_of(reading, key_key, key)
@@ -72,11 +86,8 @@ def _certificate(reading: Reading, key: str, file: File) -> PublicKeyTypes | Non
     try:
         certificate = x509.load_pem_x509_certificates(file.read_bytes())[0]
         public = certificate.public_key()
-    except (OSError, ValueError, TypeError) as error:
-        reading.fault(key, f"{file} holds no certificate in PEM form: {_one_line(error)}")
-        return None
-    except Exception as error:  # cryptography has more kinds than it documents
-        reading.fault(key, f"{file} holds a certificate that cannot be used: {_one_line(error)}")
+    except Exception:  # cryptography has more kinds than it documents
+        reading.fault(key, f"{file} holds no certificate in PEM form; name one that does")
         return None
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         reading.warn(key, f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
@@ -88,14 +99,8 @@ def _public_of(reading: Reading, key: str, file: File) -> PublicKeyTypes | None:
         private = serialization.load_pem_private_key(file.read_bytes(), None)
     except TypeError:
         reading.fault(key, f"{file} is protected by a passphrase; relayd needs the key without one")
-    except (OSError, ValueError) as error:
-        reading.fault(key, f"{file} holds no private key in PEM form: {_one_line(error)}")
-    except Exception as error:  # cryptography has more kinds than it documents
-        reading.fault(key, f"{file} holds a key that cannot be used: {_one_line(error)}")
+    except Exception:  # cryptography has more kinds than it documents
+        reading.fault(key, f"{file} holds no private key in PEM form; name one that does")
     else:
         return private.public_key()
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:80].partition(". ")[0].partition(" (")[0]

@@ -10,7 +10,7 @@ from typing import Any
 from relayd.config.document import Document, key_name
 from relayd.config.faults import ConfigFault, Wrong, shown
 from relayd.config.readers import suggestion
-from relayd.config.schema import ARRAYS, TABLES, Table
+from relayd.config.schema import ARRAYS, INHERITED, TABLES, Table
 
 Values = dict[str, Any]
 
@@ -87,7 +87,9 @@ class _Reader:
         if not isinstance(value, dict):
             several = isinstance(value, list)
             what = "stands more than once or in two brackets" if several else f"{shown(value)} is no table"
-            self._reading.fault(origin, f"{what}; write [{origin}] once, and its keys below")
+            name, entry, _ = origin.partition("[")
+            header = f"[[{name}]]" if entry else f"[{name}] once,"
+            self._reading.fault(origin, f"{what}; write {header} and its keys below")
             return {}
         values: Values = {}
         for key, written in value.items():
@@ -119,7 +121,9 @@ class _Reader:
 
     def unknown(self, rule: str, key: str, known: list[str]) -> None:
         close = suggestion(key, known)
-        if not close:
+        if key in INHERITED and rule.startswith("listener["):
+            close = "; its keys stand in [[listener]] itself"
+        elif not close:
             homes = [f"[{name}]" for name, table in TABLES.items() if key in table.keys]
             homes += [f"[[{name}]]" for name, table in ARRAYS.items() if key in table.keys]
             close = f"; it is a key of {' and '.join(homes)}" if homes else "; take it out"

@@ -43,7 +43,7 @@ class Extra:
 
 
 _NOT_YET: Final = "not built yet in this version"
-_DANE_STS: Final = NotBuilt("DANE and MTA-STS: tls by dane or sts", (OutboundTls.DANE, OutboundTls.STS))
+_DANE_STS: Final = NotBuilt("TLS by DANE or MTA-STS", (OutboundTls.DANE, OutboundTls.STS))
 _CONSOLE: Final = NotBuilt("the web console")
 
 NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
@@ -54,7 +54,7 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "tls.client_ca": NotBuilt("AUTH EXTERNAL by client certificates"),
     "tls.client_crl": NotBuilt("AUTH EXTERNAL by client certificates"),
     "tls.client_map": NotBuilt("AUTH EXTERNAL by client certificates"),
-    "authentication.integrated": NotBuilt("AUTH GSSAPI, GSS-SPNEGO and NTLM", off=False),
+    "authentication.integrated": NotBuilt("AUTH by GSSAPI, GSS-SPNEGO or NTLM", off=False),
     "authentication.ntlm": NotBuilt("AUTH NTLM", off=False, implied_by="authentication.integrated"),
     "authentication.channel_binding": NotBuilt("required channel binding", ("require",)),
     "relay.send_as_header": NotBuilt("send-as for the From header"),

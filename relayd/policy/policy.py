@@ -298,7 +298,7 @@ class Policy:
         try:
             path = self.complete(recipient.path)
         except Fault as fault:
-            return self._refuse("recipient", fault.reply, self._no_domain, "the recipient has no domain", trace)
+            return self._refuse("recipient", fault.reply, self._no_domain, fault.detail, trace)
         if not path.domain:  # RFC 5321 4.5.1
             return self._accept("postmaster", path, self._postmaster, "postmaster is always accepted", trace)
         found = self.domains.locate(path.domain)
@@ -346,7 +346,8 @@ class Policy:
         A bare recipient ``postmaster`` stays bare, and ``postmaster`` at an address literal of ours becomes so.
 
         :param sender: *path* is a reverse-path, where even ``postmaster`` needs a domain.
-        :raises Fault: 553 5.1.3, there is no local domain.
+        :raises Fault: 553 5.1.3, there is no local domain; 550 5.7.1, the local part of a recipient asks for a route,
+            and nobody said that it is a name of ours.
         """
         if path.null:
             return path
@@ -356,6 +357,8 @@ class Policy:
             return path
         if is_postmaster(path) and not sender:
             return path
+        if not sender and not _ROUTING_CHARACTERS.isdisjoint(plain_local(path.local)):
+            raise Fault(_unable(path), f"<{path}> has no domain, and its local part asks for a route")
         if not self._default_domain:
             raise Fault(_UNQUALIFIED, f"<{path}> has no domain, and there is no local one to complete it")
         return Path(path.local, self._default_domain)

@@ -62,6 +62,8 @@ class LineReader:
             if not ended and not legacy:
                 if not self._discarding:
                     self._discarding = True
+                    if end - self._start > self.limit:
+                        raise _too_long()
                     raise _fault("5.5.2", "Line ended by bare LF; CRLF is required")
                 continue
             start, self._start = self._start, end + 1

@@ -1,4 +1,4 @@
-"""What the tests of message data share: octets heavy in what matters, cut anywhere, and readers of the plainest kind."""
+"""What the tests of message data share: octets heavy in what matters, cut anywhere, and a plain reader."""
 
 from __future__ import annotations
 
@@ -23,36 +23,17 @@ VECTORS = (
 )
 """Octets that some servers take for the end of data."""
 
-_PIECES = (
-    b"\r\n",
-    b"\r\n",
-    b"\n",
-    b"\r",
-    b".",
-    b"..",
-    b"\0",
-    b"a",
-    b"text",
-    b" ",
-    b"\xff",
-    b"\r\n.",
-    b"\r\n..",
-    *VECTORS,
-)
+_PIECES = (b"\r\n", b"\r\n", b"\n", b"\r", b".", b"..", b"\0", b"a", b" ", b"\xff", b"\r\n.", b"\r\n..", *VECTORS)
+_REPAIRABLE = (b"\r\n", b"\n", b"\n", b".", b".", b"..", b"a", b"\n.", b"\r\n.", b"\n.\n", b"\n.\r\n", b"\r\n.\n")
+_CLEAN = (b"\r\n", b"\r\n", b".", b"..", b"a", b"text", b"\xc3\xa4", b"\r\n.", b"\r\n.\r\n")
 
 raw = st.lists(st.sampled_from(_PIECES), max_size=24).map(b"".join) | st.binary(max_size=64)
 """Anything, and never far from a border case."""
 
-repairable = st.lists(
-    st.sampled_from(
-        (b"\r\n", b"\n", b"\n", b".", b".", b"..", b"a", b"\n.", b"\r\n.", b"\n.\n", b"\n.\r\n", b"\r\n.\n")
-    )
-).map(b"".join)
+repairable = st.lists(st.sampled_from(_REPAIRABLE)).map(b"".join)
 """What a legacy client may send: no bare CR, no NUL. CRLF.CRLF may be there."""
 
-clean = st.lists(
-    st.sampled_from((b"\r\n", b"\r\n", b".", b"..", b"a", b"text", b"\xc3\xa4", b"\r\n.", b"\r\n.\r\n"))
-).map(b"".join)
+clean = st.lists(st.sampled_from(_CLEAN)).map(b"".join)
 """What may pass: CR and LF as CRLF alone, no NUL."""
 
 cuts = st.lists(st.integers(0, 12), max_size=60)

@@ -13,6 +13,7 @@ from zope.interface import implementer
 from relayd.model import Fault, Path, Recipient, Reply, Sender
 from relayd.realm import IBulkMessage, IRelayDelivery
 from relayd.smtpd import replies
+from relayd.smtpd.sasl import Challenge, Done, MechanismFactory, Step
 
 _TOO_LATE = Reply.of(451, "4.3.0", "Could not store the message")
 
@@ -95,6 +96,37 @@ class ClassicDelivery:
 
     def receivedHeader(self, helo: tuple[bytes, bytes], origin: Address, recipients: list[User]) -> Any:
         return self._session.receivedHeader(helo, origin, recipients)
+
+
+class ChallengeResponse:
+    """A SASL mechanism out of stock's ``challengers``, such as ``twisted.mail.smtp.LOGINCredentials``.
+
+    :param credentials: what stock's portal is given at the end, too.
+    """
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+        self._asked = False
+
+    @property
+    def user(self) -> str:
+        """Who the client claims to be, where stock's credentials say so by then."""
+        return (getattr(self._credentials, "username", None) or b"").decode("utf-8", "replace")
+
+    @classmethod
+    def mechanism(cls, challenger: Callable[[], Any]) -> MechanismFactory:
+        """For ``VirtualServer.mechanisms``."""
+        return lambda client: cls(challenger())
+
+    def step(self, response: bytes | None) -> Step:
+        if response is not None:
+            if not self._asked:
+                self._credentials.getChallenge()  # an initial response: the client did not wait for it
+            self._credentials.setResponse(response)
+            if not self._credentials.moreChallenges():
+                return Done(self._credentials)
+        self._asked = True
+        return Challenge(self._credentials.getChallenge())
 
 
 @implementer(IBulkMessage)

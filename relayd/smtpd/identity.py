@@ -91,8 +91,8 @@ class IdentifiedESMTP(SerialESMTP):
         self._hello(parse_hello(rest), esmtp=True)
         extensions = self.extensions()
         lines = [b" ".join((name, *(words or ()))).decode() for name, words in extensions.items()]
-        if self._legacy and extensions.get(b"AUTH"):
-            lines.append("AUTH=" + lines[-1].removeprefix("AUTH "))
+        if self._legacy and (mechanisms := extensions.get(b"AUTH")):
+            lines.append("AUTH=" + b" ".join(mechanisms).decode())
         return Reply(250, "", (self.server.hostname, *lines))
 
     def _hello(self, helo: str, *, esmtp: bool) -> None:
@@ -153,7 +153,11 @@ class IdentifiedESMTP(SerialESMTP):
         self._out.append(replies.READY_FOR_TLS)
         self._flush()
         self._handshaking = True
-        self.wire.startTLS(self.server.tls)
+        try:
+            self.wire.startTLS(self.server.tls)
+        except Exception:
+            self.internal_fault(Failure())
+            self.wire.abortConnection()
         return None
 
     def _forget(self) -> None:
@@ -196,7 +200,11 @@ class IdentifiedESMTP(SerialESMTP):
         if self.in_transaction:
             return replies.AUTH_IN_MAIL
         mechanism = name.decode("ascii", "replace").upper()
-        insist(self.server.policy.auth(self.client, mechanism))
+        verdict = self.server.policy.auth(self.client, mechanism)
+        if not verdict.accepted:
+            if self.client.principal is None:
+                self._report_failure(mechanism, "", f"refused by {verdict.rule}", verdict.reply)
+            return verdict.reply
         if mechanism not in self._mechanisms():
             return replies.NO_MECHANISM
         self._exchange = exchange = Exchange(mechanism, self.server.mechanisms[mechanism](self.client))
@@ -255,22 +263,25 @@ class IdentifiedESMTP(SerialESMTP):
             fault = Fault(replies.AUTH_UNAVAILABLE, failure.getErrorMessage())
         reply = fault.reply
         if reply.code != 501:  # cancelled, or no token at all: nobody's credentials were refused
-            self.emit(
-                events.AuthenticationFailed(
-                    session=self.id,
-                    client=str(self.client.peer),
-                    user=exchange.user,
-                    mechanism=exchange.name,
-                    reason=fault.detail,
-                    reply=str(reply),
-                )
-            )
+            self._report_failure(exchange.name, exchange.user, fault.detail, reply)
         if reply.permanent and reply.code != 501:
             self._authentication_failures += 1
             if self._authentication_failures >= self.server.listener.authentication.max_failures:
                 self._out.append(encode_reply(reply))
                 return replies.TOO_MANY_FAILURES
         return reply
+
+    def _report_failure(self, mechanism: str, user: str, reason: str, reply: Reply) -> None:
+        self.emit(
+            events.AuthenticationFailed(
+                session=self.id,
+                client=str(self.client.peer),
+                user=user,
+                mechanism=mechanism,
+                reason=reason,
+                reply=str(reply),
+            )
+        )
 
     def leave_exchange(self) -> None:
         """AUTH is over: lines are commands again."""
@@ -303,6 +314,7 @@ class IdentifiedESMTP(SerialESMTP):
                 self.internal_fault(Failure())
 
     def log_in_anonymously(self) -> Deferred[bool]:
+        """The portal's avatar for a session that did not authenticate; fires with whether the client is still here."""
         assert self.portal is not None
 
         def refused(failure: Failure) -> bool:
@@ -313,6 +325,7 @@ class IdentifiedESMTP(SerialESMTP):
         return login.addCallbacks(self._take, refused)
 
     def serving(self) -> IRelayDelivery:
+        """Who answers for the next transaction."""
         if self._relay is None:
             if self.deliveryFactory is not None or not IRelayDelivery.providedBy(self.delivery):
                 return ClassicDelivery(self)  # one a transaction
@@ -334,4 +347,5 @@ class IdentifiedESMTP(SerialESMTP):
         self.emit(events.InternalFault(where=where, detail=failure.getTraceback(), session=self.id))
 
     def emit(self, event: events.Event) -> None:
+        """Something happened in this session."""
         self.server.events.emit(event)

@@ -50,7 +50,6 @@ class Listening:
 
     :param server: its ``tls`` is filled in by :meth:`bind` where the listener speaks TLS and nobody did so before.
     :param directory: where the self-signed certificate is kept.
-    :ivar address: ``(host, port)`` as bound: the port that the system chose where the configured one is 0.
     """
 
     def __init__(self, server: VirtualServer, directory: File) -> None:

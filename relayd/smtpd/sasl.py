@@ -52,7 +52,8 @@ class Mechanism(Protocol):
     :ivar user: who the client claims to be, for the log; empty as long as it is not known.
     """
 
-    user: str
+    @property
+    def user(self) -> str: ...
 
     def step(self, response: bytes | None) -> Step | Deferred[Step]:
         """Takes the client's response; None at the start when AUTH brought none.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final, Protocol, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.mail.smtp import ESMTP
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from relayd.model import Fault, Reply
 from relayd.smtpd import replies
@@ -41,11 +42,16 @@ class Transport(Protocol):
 
     def resumeProducing(self) -> None: ...
 
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
+
+    def unregisterProducer(self) -> None: ...
+
     def startTLS(self, context: object) -> None: ...
 
     def getHandle(self) -> Any: ...
 
 
+@implementer(IPushProducer)
 class SerialESMTP(ESMTP):
     """An ESMTP whose commands take effect, and are answered, in the order they came in.
 
@@ -74,6 +80,7 @@ class SerialESMTP(ESMTP):
         self._busy = False
         self._running = False
         self._paused = False
+        self._clogged = False
         self._closing = False
         self._stopping = False
         self._lost = False
@@ -115,7 +122,7 @@ class SerialESMTP(ESMTP):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        if self._busy or self._running:
+        if self._busy or self._running or self._clogged:
             self._lines.feed(data)
             self._pause()
         elif self.in_body and self._lines.empty:
@@ -128,7 +135,7 @@ class SerialESMTP(ESMTP):
         """Works through what came in, until there is no more or something must be waited for."""
         self._running = True
         try:
-            while not (self._busy or self._closing):
+            while not (self._busy or self._closing or self._clogged):
                 try:
                     if self.in_body:
                         octets = octets or self._lines.take()
@@ -168,7 +175,7 @@ class SerialESMTP(ESMTP):
             self.wire.pauseProducing()
 
     def _resume(self) -> None:
-        if self._paused and not (self._busy or self._closing):
+        if self._paused and not (self._busy or self._closing or self._clogged):
             self._paused = False
             self.wire.resumeProducing()
 
@@ -223,6 +230,20 @@ class SerialESMTP(ESMTP):
             self.wire.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
+    # The session is a producer of replies: it takes no more commands from a client that does not read.
+
+    def pauseProducing(self) -> None:
+        self._clogged = True
+
+    def resumeProducing(self) -> None:
+        self._clogged = False
+        if not (self._running or self._busy or self._closing):
+            self._run()
+            self._resume()
+
+    def stopProducing(self) -> None:
+        """The connection is gone, and connectionLost will say so."""
+
     def sendCode(self, code: int, message: bytes = b"") -> None:
         """As stock; for commands that a subclass brings in stock's manner."""
         lines = tuple(line.decode("utf-8", "replace") for line in message.splitlines())
@@ -249,6 +270,7 @@ class SerialESMTP(ESMTP):
         self._lines.clear()
         self._flush()
         self._deadline = self._clock.seconds() + LAST_WORDS
+        self.wire.unregisterProducer()
         self.wire.loseConnection()
 
     def shutdown(self, grace: float) -> Deferred[None]:
@@ -281,8 +303,12 @@ class SerialESMTP(ESMTP):
 
     # Time. One delayed call a session looks at the deadline now and then; moving it costs an addition.
 
-    def start_clock(self) -> None:
-        """The client's time runs from now on."""
+    def start(self) -> None:
+        """The connection is up: the client's time runs from now on."""
+        self.wire.registerProducer(self, True)
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self._touch()
         self._timer = self._clock.callLater(self._patience, self._look)
 
@@ -316,7 +342,7 @@ class SerialESMTP(ESMTP):
         self._patience = LAST_WORDS
         if self._timer is not None:
             self._timer.cancel()
-            self.start_clock()
+            self._start_clock()
 
     def timeoutConnection(self) -> None:
         self._reply(replies.TIMED_OUT)

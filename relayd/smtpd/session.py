@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -54,7 +55,7 @@ class RelayESMTP(IdentifiedESMTP):
 
     def connectionMade(self) -> None:
         self.server.opened(self)
-        self.start_clock()
+        self.start()
         if self.server.listener.tls is TlsMode.IMPLICIT and self.server.tls is not None:
             self._handshaking = True
         else:
@@ -91,7 +92,9 @@ class RelayESMTP(IdentifiedESMTP):
         return f"{self.server.hostname} ESMTP relayd".encode()
 
     def _turned_away(self, fault: Fault) -> Reply:
-        """After a 5yz greeting the client may still say QUIT (RFC 5321 3.1)."""
+        """Instead of a greeting. After a 5yz one the client may still say QUIT (RFC 5321 3.1)."""
+        if fault.temporary and fault.reply.code != 421:
+            fault = Fault(replace(fault.reply, code=421), fault.detail, fault.rule)
         self._refused = True
         self.hurry()
         self.emit(
@@ -236,7 +239,8 @@ class RelayESMTP(IdentifiedESMTP):
         return self._mail_from(answer, delivery)
 
     def _mail_from(self, sender: Sender, delivery: IRelayDelivery) -> bytes:
-        self._transaction = Transaction(delivery, sender, self.server.listener.limits.message_size)
+        limit = self.server.listener.limits.message_size
+        self._transaction = Transaction(delivery, sender, limit, self.internal_fault)
         return replies.SENDER_OK
 
     def do_RCPT(self, rest: bytes) -> Answer:
@@ -326,7 +330,7 @@ class RelayESMTP(IdentifiedESMTP):
         self.in_body = False
         if rest:
             self._lines.feed(rest)
-        return self._ended() if wait is None else wait.addCallback(lambda _: self._ended())
+        return self._ended() if wait is None else self._after(wait, self._ended)
 
     def _ended(self) -> Answer:
         """The end of DATA, or of one chunk."""
@@ -344,7 +348,12 @@ class RelayESMTP(IdentifiedESMTP):
             wait = transaction.write(rest) if rest else None
         if reader.fault:
             transaction.refuse(Fault(Reply.of(550, "5.6.0", f"Malformed message: {reader.fault}")))
-        return self._finish(transaction) if wait is None else wait.addCallback(lambda _: self._finish(transaction))
+        finish = partial(self._finish, transaction)
+        return finish() if wait is None else self._after(wait, finish)
+
+    def _after(self, wait: Deferred[None], then: Callable[[], Answer]) -> Deferred[Any]:
+        """Goes on once the message takes more, unless the client has gone meanwhile."""
+        return wait.addCallback(lambda _: None if self._lost else then())
 
     def _finish(self, transaction: Transaction) -> Deferred[Reply]:
         self._octets += transaction.size
@@ -363,10 +372,7 @@ class RelayESMTP(IdentifiedESMTP):
     def drop_transaction(self) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            try:
-                transaction.abandon()
-            except Exception:
-                self.internal_fault(Failure())
+            transaction.abandon()
 
     # The end.
 

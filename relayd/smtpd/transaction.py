@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -19,15 +20,27 @@ class Transaction:
     """From MAIL to the reply to end of data.
 
     :param limit: the most octets of a message; 0 = no limit.
+    :param report: told of a fault that no reply will tell.
     :ivar failure: why the message will be refused once its end has come; the rest of it is read and dropped.
     :ivar refused: how many recipients were refused.
     :ivar size: octets of the message so far.
     :ivar chunks: the reader of BDAT, once the first chunk was announced.
     """
 
-    __slots__ = ("_limit", "_message", "chunks", "delivery", "failure", "recipients", "refused", "sender", "size")
+    __slots__ = (
+        "_limit",
+        "_message",
+        "_report",
+        "chunks",
+        "delivery",
+        "failure",
+        "recipients",
+        "refused",
+        "sender",
+        "size",
+    )
 
-    def __init__(self, delivery: IRelayDelivery, sender: Sender, limit: int) -> None:
+    def __init__(self, delivery: IRelayDelivery, sender: Sender, limit: int, report: Callable[[Failure], None]) -> None:
         self.delivery = delivery
         self.sender = sender
         self.recipients: list[Recipient] = []
@@ -36,6 +49,7 @@ class Transaction:
         self.failure: Failure | None = None
         self.chunks: BdatReader | None = None
         self._limit = limit
+        self._report = report
         self._message: IBulkMessage | None = None
 
     def open(self) -> None:
@@ -76,7 +90,10 @@ class Transaction:
         """The message will not be finished."""
         message, self._message = self._message, None
         if message is not None:
-            message.abandon()
+            try:
+                message.abandon()
+            except Exception:
+                self._report(Failure())
 
     def _failed(self, failure: Failure) -> None:
         if self.failure is None:

@@ -61,8 +61,8 @@ class NameResolver(Protocol):
 class VirtualServer:
     """One listener's server: settings, policy and portal, and the sessions they serve.
 
-    A reload puts new values into *listener*, *policy*, *portal* and *tls*; sessions that live on use them from their
-    next command.
+    A reload puts new values into it: sessions that live on use *listener*, *policy* and *tls* from their next command,
+    *portal* is for new ones.
 
     :ivar hostname: the name in banner and EHLO.
     :ivar tls: makes the server side of TLS; None: TLS is not offered.

@@ -54,6 +54,8 @@ class Row:
 
 
 def path_of(text: str) -> Path:
+    if text.startswith('"') and text.endswith('"'):  # a quoted local part and no domain
+        return Path(text)
     local, at, domain = text.rpartition("@")
     return NULL_PATH if text == "<>" else Path(local, domain) if at else Path(text)
 

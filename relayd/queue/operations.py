@@ -51,8 +51,18 @@ class _Due(NamedTuple):
     envelope: str
 
 
-def claim(connection: sqlite3.Connection, limit: int, now: float, until: float, files: BodyFiles) -> tuple[Claim, ...]:
-    """Leases until *until* on up to *limit* recipients that are due at *now*."""
+def claim(
+    connection: sqlite3.Connection,
+    limit: int,
+    now: float,
+    until: float,
+    files: BodyFiles,
+    damaged: Callable[[str], None],
+) -> tuple[Claim, ...]:
+    """Leases until *until* on up to *limit* recipients that are due at *now*.
+
+    :param damaged: told of each message whose octets are not there; it is held.
+    """
     due: dict[int, list[_Due]] = {}
     octets = 0
     for entry in map(_Due._make, connection.execute(DUE_SQL, (now, limit)).fetchall()):
@@ -69,7 +79,8 @@ def claim(connection: sqlite3.Connection, limit: int, now: float, until: float, 
     for number, entries in due.items():
         body = _body(connection, number, entries[0], files)
         if body is None:
-            # Damage, which must not keep all others from being claimed. An administrator sees it held.
+            # It must not keep all others from being claimed.
+            damaged(ids.encode(number))
             rows.append(stop_row(number, MessageState.HELD, now))
             continue
         rows += lease_rows(((number, entry.n) for entry in entries), until)

@@ -25,7 +25,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from relayd.events import Events, InternalFault
-from relayd.events import Notice as NoticeEvent
+from relayd.events import Notice as Remark
 from relayd.model import Envelope, Fault
 from relayd.queue import ids, operations, reads
 from relayd.queue.body import FileBody, SmallBody
@@ -152,7 +152,9 @@ class SqliteStore:
         writer = self._writer
         if writer is None:
             return
-        if self._commits and self._idle is None:
+        if self._idle is not None:
+            return  # somebody else closes it
+        if self._commits:
             self._idle = Deferred()
             await self._idle
             self._idle = None
@@ -184,7 +186,7 @@ class SqliteStore:
             self._events.emit(InternalFault(where="queue", detail=detail, queue_id=message_id))
         if found.orphans:
             text = f"{found.orphans} files of messages that were never accepted, or are finished, were removed"
-            self._events.emit(NoticeEvent(text=text))
+            self._events.emit(Remark(text=text))
 
     def _release(self, connection: sqlite3.Connection) -> None:
         """In the writer's thread, at its end."""
@@ -221,6 +223,8 @@ class SqliteStore:
         self, number: int, envelope: Envelope, body: SmallBody | FileBody, claimed: bool
     ) -> Deferred[Claim | None]:
         """Commits a message whose octets are safe, or come along; for drafts."""
+        if not envelope.recipients:
+            return fail(trouble("a message without recipients"))
         now = self._clock()
         until = now + self._lease
         rows = message_rows(number, envelope, now, body.size, body.octets, until if claimed else now, claimed)
@@ -235,9 +239,15 @@ class SqliteStore:
 
         def call(connection: sqlite3.Connection) -> tuple[Claim, ...]:
             now = self._clock()
-            return operations.claim(connection, limit, now, now + self._lease, self._files)
+            return operations.claim(connection, limit, now, now + self._lease, self._files, self._damaged)
 
         return self._put(Work(call=call))
+
+    def _damaged(self, message_id: str) -> None:
+        """In the writer's thread: the octets of a message that was to be claimed are gone."""
+        if self._events is not None:
+            event = InternalFault(where="queue", detail="its octets are missing: it is held", queue_id=message_id)
+            self._reactor.callFromThread(self._events.emit, event)
 
     def renew(self, claims: Sequence[Claim]) -> Deferred[None]:
         numbered = [(_number(claim.message_id), claim) for claim in claims]

@@ -15,6 +15,7 @@ from relayd.config.faults import shown
 
 _LANGUAGE: Final = tree_sitter.Language(tree_sitter_toml.language())
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_PARTS: Final = re.compile(r'\[[0-9]+\]|\.?"(?:[^"\\]|\\.)*"|\.?[^."\[\]]+')
 _DEEPEST: Final = 12  # no key of relayd.toml lies deeper than four; text may be nested without bound
 _MESSAGE: Final = re.compile(r"(.*) \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)", re.DOTALL)
 _HINTS: Final = {
@@ -55,11 +56,9 @@ class Document:
 
 def nearest(lines: dict[str, int], key: str) -> int:
     """The line of *key*, or of the nearest thing around it that was written; 1 when there is none."""
-    while key:
-        if key in lines:
-            return lines[key]
-        key = re.sub(r'(?:\[[0-9]+\]|\.?"(?:[^"\\]|\\.)*"|(?:^|\.)[^."\[\]]*)$', "", key, count=1)
-    return 1
+    parts = _PARTS.findall(key)
+    around = ("".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((lines[key] for key in around if key in lines), 1)
 
 
 def parse(octets: bytes) -> Document:

@@ -19,7 +19,7 @@ from relayd.settings import Settings
 def check(reading: Reading, settings: Settings) -> None:
     """Notes what is wrong with each file that was written, and with each certificate and key."""
     for rule, value in reading.written.items():
-        if isinstance(value, File) and is_file(rule):
+        if isinstance(value, File) and is_file(rule) and reading.good(rule):
             _readable(reading, rule, value)
     if (ca := settings.delivery.ca) is not None and reading.good("delivery.ca"):
         _certificate(reading, "delivery.ca", ca)

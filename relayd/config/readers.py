@@ -411,6 +411,8 @@ def sender_rewrite(value: object) -> str:
     if local == "*" and _a_label(domain):
         return written
     try:
-        return str(mail_address(value))
+        if "*" not in written:
+            return str(mail_address(value))
     except Wrong:
-        raise _form(value, _SENDER_FORM) from None
+        pass
+    raise _form(value, _SENDER_FORM)

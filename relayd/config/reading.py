@@ -65,7 +65,7 @@ def read(document: Document, file: File, folder: File) -> Reading:
         elif name in ARRAYS:
             reading.arrays[name] = reader.array(name, ARRAYS[name], value)
         else:
-            reader.unknown(name, name, [*TABLES, *ARRAYS])
+            reader.unknown(key_name(name), name, [*TABLES, *ARRAYS])
     return reading
 
 

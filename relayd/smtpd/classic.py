@@ -122,7 +122,10 @@ class ChallengeResponse:
         if response is not None:
             if not self._asked:
                 self._credentials.getChallenge()  # an initial response: the client did not wait for it
-            self._credentials.setResponse(response)
+            try:
+                self._credentials.setResponse(response)
+            except ValueError as error:
+                raise Fault(replies.MALFORMED_RESPONSE, str(error)) from error
             if not self._credentials.moreChallenges():
                 return Done(self._credentials)
         self._asked = True

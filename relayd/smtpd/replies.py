@@ -29,6 +29,9 @@ TLS_ACTIVE: Final = Reply.of(503, "5.5.1", "TLS is active already")
 ARGUMENT_WANTED: Final = Reply.of(501, "5.5.4", "Argument missing")
 LINE_TOO_LONG: Final = Reply.of(500, "5.5.6", "Line too long")
 MECHANISM_WANTED: Final = Reply.of(501, "5.5.4", "AUTH what?")
+CANCELLED: Final = Reply.of(501, "5.7.0", "Authentication cancelled")
+BAD_BASE64: Final = Reply.of(501, "5.5.2", "Cannot decode this base64")
+MALFORMED_RESPONSE: Final = Reply.of(501, "5.5.2", "Malformed response")
 NO_MECHANISM: Final = Reply.of(504, "5.5.4", "Mechanism not offered")
 
 # Of the order of commands.

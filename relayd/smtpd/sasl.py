@@ -17,16 +17,12 @@ from twisted.cred.credentials import ICredentials
 from twisted.internet.defer import Deferred
 
 from relayd.auth import Password
-from relayd.model import Client, Fault, Reply
+from relayd.model import Client, Fault
+from relayd.smtpd import replies
 
 #: The longest line of an exchange, in octets: a token of 64 KiB in base64, the command before it, and CRLF. A Kerberos
 #: ticket with a large PAC needs it; RFC 4954 4 asks for 12288.
 AUTH_LINE: Final = 4 * ((64 * 1024 + 2) // 3) + 64
-
-_CANCELLED: Final = Reply.of(501, "5.7.0", "Authentication cancelled")
-_BAD_BASE64: Final = Reply.of(501, "5.5.2", "Cannot decode this base64")
-_MALFORMED: Final = Reply.of(501, "5.5.2", "Malformed response")
-_REFUSED: Final = Reply.of(535, "5.7.8", "Authentication credentials invalid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +64,11 @@ MechanismFactory = Callable[[Client], Mechanism]
 def _password(name: bytes, password: bytes, mechanism: str, client: Client) -> Done:
     if not password:
         # A directory takes a bind without password for an anonymous one, and calls it success (RFC 4513 5.1.2).
-        raise Fault(_REFUSED, "empty password")
+        raise Fault(replies.REFUSED_CREDENTIALS, "empty password")
     if not name:
-        raise Fault(_REFUSED, "empty user name")
+        raise Fault(replies.REFUSED_CREDENTIALS, "empty user name")
     if b"\0" in name + password:
-        raise Fault(_MALFORMED, "NUL in user name or password")
+        raise Fault(replies.MALFORMED_RESPONSE, "NUL in user name or password")
     return Done(Password(name, password, mechanism, client))
 
 
@@ -88,12 +84,12 @@ class Plain:
             return Challenge()
         parts = response.split(b"\0")
         if len(parts) != 3:
-            raise Fault(_MALFORMED, "PLAIN without its three parts")
+            raise Fault(replies.MALFORMED_RESPONSE, "PLAIN without its three parts")
         authorise, name, password = parts
         self.user = name.decode("utf-8", "replace")
         if authorise not in (b"", name):
             # Nobody acts for somebody else here.
-            raise Fault(_REFUSED, "asks to act as another user")
+            raise Fault(replies.REFUSED_CREDENTIALS, "asks to act as another user")
         return _password(name, password, "PLAIN", self._client)
 
 
@@ -151,7 +147,7 @@ class Exchange:
         :raises Fault: the exchange is over: cancelled, not base64, refused by the mechanism.
         """
         if line == b"*":
-            raise Fault(_CANCELLED, "cancelled by the client")
+            raise Fault(replies.CANCELLED, "cancelled by the client")
         return self._mechanism.step(_decoded(line))
 
 
@@ -164,4 +160,4 @@ def _decoded(line: bytes) -> bytes:
     try:
         return binascii.a2b_base64(line, strict_mode=True) if line else b""
     except binascii.Error as error:
-        raise Fault(_BAD_BASE64, f"base64: {error}") from None
+        raise Fault(replies.BAD_BASE64, f"base64: {error}") from None

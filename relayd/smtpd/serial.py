@@ -323,7 +323,7 @@ class SerialESMTP(ESMTP):
 
     def _progress(self, octets: int) -> None:
         self._body_octets += octets
-        latest = self._body_started + self._patience * (1 + self._body_octets // _MEGABYTE)
+        latest = self._body_started + self._patience * (1 + self._body_octets / _MEGABYTE)
         self._deadline = min(self._clock.seconds() + self._patience, latest)
 
     def _look(self) -> None:

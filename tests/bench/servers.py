@@ -14,6 +14,7 @@ from typing import Protocol
 from tests.bench.machine import session_members
 from tests.lab.net import wait_for
 from tests.lab.postfix import Postfix
+from tests.lab.relay import ENVIRONMENT
 
 __all__ = ["SERVERS", "PostfixServer", "RelaydServer", "Server"]
 
@@ -79,6 +80,7 @@ file = "log"
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
+                env=ENVIRONMENT,
                 start_new_session=True,
             )
         self.port = wait_for(self._listening, "relayd to be ready", 30)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, fail
 
-from relayd.model import Envelope
+from relayd.model import Envelope, Fault
 from relayd.queue import ids
 from relayd.queue.body import FileBody, SmallBody
 from relayd.queue.faults import trouble
@@ -57,8 +57,8 @@ class SqliteDraft:
             await file.finish()
             try:
                 return await self._store.insert(self._number, envelope, FileBody(file.path, self.size), claimed)
-            except BaseException:
-                file.abandon()
+            except Fault:  # not when it was cancelled: then the row may be there
+                await file.abandon()
                 raise
 
     def abandon(self) -> None:
@@ -67,4 +67,8 @@ class SqliteDraft:
         self._ended = True
         self._blocks.clear()
         if self._file is not None:
-            self._file.abandon()
+            Deferred.fromCoroutine(self._discard(self._file))
+
+    async def _discard(self, file: BodyFile) -> None:
+        with self._store.in_flight():
+            await file.abandon()

@@ -43,6 +43,7 @@ class BodyFile:
         self._abandoned = False
         self._room: Deferred[None] | None = None
         self._safe: Deferred[None] | None = None
+        self._gone: Deferred[None] | None = None
 
     def write(self, octets: bytes) -> Deferred[None] | None:
         """Takes *octets*; a Deferred asks to write no more until it fires. It fails with what the disk said."""
@@ -52,7 +53,8 @@ class BodyFile:
         self._outstanding += len(octets)
         if not self._busy:
             self._start()
-        if self._outstanding < BACKLOG:
+        # The fault of a job that could not even start is told by finish().
+        if self._outstanding < BACKLOG or self._fault is not None:
             return None
         if self._room is None:
             self._room = Deferred()
@@ -68,15 +70,15 @@ class BodyFile:
             self._start()
         return safe
 
-    def abandon(self) -> None:
-        """Removes the file."""
-        if self._abandoned:
-            return
+    def abandon(self) -> Deferred[None]:
+        """Removes the file. Fires when that is done, or left to the next opening of the queue."""
         self._abandoned = True
         self._blocks.clear()
         self._answer_writer()
+        gone = self._gone = Deferred()
         if not self._busy:
             self._start()
+        return gone
 
     def _start(self) -> None:
         """Puts the next job into the pool, where there is one."""
@@ -84,6 +86,8 @@ class BodyFile:
             if self._exists:
                 self._busy = True
                 self._in_thread(self._remove).addBoth(self._removed)
+            else:
+                self._removed(None)
             return
         if self._blocks:
             blocks, self._blocks = self._blocks, []
@@ -121,6 +125,9 @@ class BodyFile:
     def _removed(self, _: object) -> None:
         """What cannot be removed now is removed when the queue is opened again."""
         self._busy = False
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone.callback(None)
 
     def _answer_writer(self) -> None:
         room, self._room = self._room, None
@@ -130,11 +137,6 @@ class BodyFile:
             room.errback(self._fault)
         else:
             room.callback(None)
-
-    @property
-    def fault(self) -> Fault | None:
-        """What went wrong; the file is gone then."""
-        return self._fault
 
     # ---- in a thread of the pool ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any, Protocol
 
@@ -129,19 +130,17 @@ class RelayDelivery:
 
     def mail(self, sender: Sender) -> Sender:
         policy = self.realm.policy()
-        sender = _with_path(sender, policy.complete(sender.path)) if not sender.path.null else sender
         _insist(policy.mail(self.session.client, sender))
-        return sender
+        path = policy.complete(sender.path, sender=True)
+        return sender if path is sender.path else replace(sender, path=path)
 
     def rcpt(self, sender: Sender, recipient: Recipient) -> Recipient:
         policy = self.realm.policy()
-        path = policy.complete(recipient.path)
-        if path is not recipient.path:
-            recipient = Recipient(path, recipient.notify, recipient.orcpt)
         verdict = policy.rcpt(self.session.client, sender, recipient)
         _insist(verdict)
         self.rule = str(verdict.rule)
-        return recipient
+        path = policy.complete(recipient.path)
+        return recipient if path is recipient.path else replace(recipient, path=path)
 
     def message(self, sender: Sender, recipients: tuple[Recipient, ...]) -> RelayMessage:
         return RelayMessage(self, sender, recipients)
@@ -165,12 +164,6 @@ class RelayDelivery:
 def _insist(verdict: Verdict) -> None:
     if not verdict.accepted:
         raise Fault(verdict.reply, rule=verdict.rule)
-
-
-def _with_path(sender: Sender, path: Path) -> Sender:
-    if path is sender.path:
-        return sender
-    return Sender(path, sender.size, sender.body, sender.smtputf8, sender.ret, sender.envid, sender.auth)
 
 
 def _path(address: Address) -> Path:

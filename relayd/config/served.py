@@ -23,7 +23,7 @@ class NotBuilt:
 
     :ivar what: the feature, as it reads before "not built yet in this version".
     :ivar values: the values that need it; empty: all but the default.
-    :ivar off: the key is on by default: what stands for "off". Then the default may not be written either.
+    :ivar off: the key is on by default: what stands for "off". On, it is off all the same, with a warning.
     :ivar implied_by: the key whose warning speaks for this one.
     """
 
@@ -113,10 +113,8 @@ def check(reading: Reading) -> None:
 
 def _not_built(reading: Reading, key: str, value: object, entry: NotBuilt) -> None:
     if entry.off is not None:
-        if value != entry.off:
-            off = str(entry.off).lower()
-            reading.fault(key, f"{entry.what} is {_NOT_YET}; write {off}, or take this key out")
-    elif value in entry.values or (not entry.values and value != default(key)):
+        return  # the business of _off
+    if value in entry.values or (not entry.values and value != default(key)):
         reading.fault(key, f"{entry.what} is {_NOT_YET}; take this value out")
 
 
@@ -128,10 +126,16 @@ def _absent(reading: Reading, key: str, extra: Extra) -> None:
 
 
 def _off(reading: Reading) -> None:
+    """Turns off what is on by default, written or not: a default that is written is still a default."""
     for key, entry in NOT_BUILT.items():
-        if entry.off is None or key in reading.written or key in reading.bad:
+        if entry.off is None:
             continue
         table, _, name = key.partition(".")
+        told = [key] if reading.written.get(key, True) != entry.off and key not in reading.bad else []
         reading.tables.setdefault(table, {})[name] = entry.off
-        if not entry.implied_by:
-            reading.warn(key, f"is off: {entry.what} is {_NOT_YET}")
+        for index, listener in enumerate(reading.arrays.get("listener", ())):
+            if listener.get(name, entry.off) != entry.off:
+                listener[name] = entry.off
+                told.append(f"listener[{index}].{name}")
+        for written in told if not entry.implied_by else ():
+            reading.warn(written, f"is off: {entry.what} is {_NOT_YET}")

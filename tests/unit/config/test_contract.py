@@ -64,4 +64,4 @@ def test_only_what_is_not_served_stops_the_start() -> None:
     others = {fault.key for fault in raised.value.faults if "not built yet" not in fault.text}
     assert others == UNFILLED | {"credential[0].user", "credential[0].password_file"}
     not_built = {fault.key for fault in raised.value.faults if "not built yet" in fault.text}
-    assert not_built == {"authentication.integrated", "authentication.ntlm", "dkim[0]", "rewrite[0]"}
+    assert not_built == {"dkim[0]", "rewrite[0]"}

@@ -26,9 +26,13 @@ def test_off_by_choice_gives_none(config: Load) -> None:
     assert config("[authentication]\nintegrated = false\nntlm = false\n").warnings == ()
 
 
-def test_written_on_stops_the_start(faults: Faults) -> None:
-    found = faults("[authentication]\nintegrated = true\n[[listener]]\nntlm = true\n")
-    assert found.keys() == {"authentication.integrated", "listener[0].ntlm"}
+def test_a_default_that_is_written_is_off_with_its_line(config: Load) -> None:
+    loaded = config("[authentication]\nintegrated = true\n[[listener]]\nintegrated = true\nntlm = true\n")
+    told = [(warning.line, warning.key) for warning in loaded.warnings]
+    assert told == [(2, "authentication.integrated"), (4, "listener[0].integrated")]
+    for authentication in (loaded.settings.authentication, loaded.settings.listeners[0].authentication):
+        assert not authentication.integrated
+        assert not authentication.ntlm
 
 
 @pytest.mark.parametrize(

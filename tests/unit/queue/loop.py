@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ class Loop:
         (result,) = results
         if isinstance(result, Failure):
             result.raiseException()
-        return result  # type: ignore[return-value]
+        return result
 
     def fault(self, awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Fault:
         """The Fault that *awaited* fails with."""
@@ -59,10 +60,8 @@ class Loop:
         deadline = time.monotonic() + PATIENCE
         while not true():
             assert time.monotonic() < deadline, f"not within {PATIENCE} s"
-            try:
+            with suppress(Empty):
                 self._calls.get(timeout=0.01)()
-            except Empty:
-                pass
 
 
 class Now:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.logger import LogEvent, Logger, LogLevel, formatEvent
 from twisted.python.failure import Failure
 
 from relayd.events import Event, Events, InternalFault
@@ -62,6 +62,12 @@ class LogWriter:
                 octets = octets[os.write(self._descriptor, octets) :]
         except OSError:
             return
+
+
+def twisted_log(format: str) -> Callable[[float, Event], None]:
+    """A subscriber that writes each event's line to Twisted's log, wherever that goes."""
+    line, log = FORMATS[format], Logger("relayd")
+    return lambda at, event: log.info("{line}", line=line(at, event).rstrip())
 
 
 def twisted_observer(events: Events) -> Callable[[LogEvent], None]:

@@ -10,7 +10,6 @@ import os
 import pwd
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as File
@@ -34,7 +33,7 @@ from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import ControlSite, Totals
 from relayd.delivery import Scheduler
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
-from relayd.log import LogWriter, twisted_observer
+from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault, Reply
 from relayd.policy import Policy, open_relay
 from relayd.queue import SqliteStore
@@ -115,18 +114,29 @@ def makeService(options: Options) -> RelayService:
     """What twistd runs."""
     from twisted.internet import reactor
 
-    return RelayService(options.loaded, reactor, own_log=not _logs_elsewhere(options.parent))
+    try:
+        return RelayService(options.loaded, reactor, own_log=not _logs_elsewhere(options.parent))
+    except (Fault, OSError, ValueError) as error:
+        _end(1, f"{options.loaded.settings.file}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """What an administrator should read of *error*."""
+    return error.detail or str(error.reply) if isinstance(error, Fault) else str(error)
 
 
 def _logs_elsewhere(twistd: Any) -> bool:
-    """Whether twistd's own options say where Twisted's log goes."""
-    return twistd is not None and any(twistd.get(name) for name in ("logfile", "syslog", "logger"))
+    """Whether twistd sends the log somewhere: it was told to, or it becomes a daemon without a standard error."""
+    return twistd is not None and (
+        not twistd["nodaemon"] or any(twistd.get(name) for name in ("logfile", "syslog", "logger"))
+    )
 
 
 class RelayService(MultiService):
     """One relayd: everything there is once, and (with ``workers = 1``) what serves.
 
-    :param own_log: Twisted's own warnings become events; else twistd's log has them.
+    :param own_log: Twisted's own warnings become events; else twistd's log has them, and the events too where
+        ``[log] file`` is not set.
     """
 
     def __init__(self, loaded: Loaded, reactor: Any, *, own_log: bool = True) -> None:
@@ -145,9 +155,7 @@ class RelayService(MultiService):
         self.policy = Policy(settings)
         self.resolver = Resolver(settings.dns.servers, reactor=reactor)
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
-        self.scheduler = Scheduler(
-            settings, self.policy.domains, self.store, self.events, self.resolver, reactor
-        )
+        self.scheduler = Scheduler(settings, self.policy.domains, self.store, self.events, self.resolver, reactor)
         self._passwords = BoundedPool(
             "passwords",
             reactor,
@@ -167,6 +175,17 @@ class RelayService(MultiService):
 
     def privilegedStartService(self) -> None:
         """What may need root: files, keys and ports. After it, the process is ``server.user``."""
+        try:
+            self._take_possession()
+        except (Fault, OSError, ValueError) as error:
+            self.events.emit(InternalFault(where="start", detail=_reason(error)))
+            if self._log is not None:
+                self._log.flush()
+                raise SystemExit(1) from None
+            _end(1, f"relayd: {_reason(error)}")
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
+
+    def _take_possession(self) -> None:
         settings = self.settings
         self._open_log()
         for fault in self._warnings:
@@ -189,7 +208,6 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        super().privilegedStartService()  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -206,12 +224,10 @@ class RelayService(MultiService):
 
     def _not_started(self, failure: Failure) -> None:
         error = failure.value
-        detail = (error.detail or str(error)) if isinstance(error, Fault) else failure.getTraceback()
-        if isinstance(error, OSError):
-            detail = str(error)
+        detail = _reason(error) if isinstance(error, Fault | OSError | ValueError) else failure.getTraceback()
         self.events.emit(InternalFault(where="start", detail=detail))
         self._failed = True
-        self._reactor.stop()
+        self._reactor.callWhenRunning(self._reactor.stop)
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()  # type: ignore[no-untyped-call]
@@ -250,11 +266,14 @@ class RelayService(MultiService):
         return portal
 
     def _open_log(self) -> None:
-        file = self.settings.log.file
+        settings = self.settings.log
+        if settings.file is None and not self._own_log:
+            self.events.subscribe(twisted_log(settings.format))
+            return
         descriptor = 2
-        if file is not None:
-            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        self._log = LogWriter(self.settings.log.format, descriptor, self._reactor)
+        if settings.file is not None:
+            descriptor = os.open(settings.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._log = LogWriter(settings.format, descriptor, self._reactor)
         self.events.subscribe(self._log)
 
     async def _listen_for_control(self) -> None:

@@ -51,9 +51,7 @@ def test_a_refusal_comes_back_as_a_notice_that_mail_software_understands(start_r
         (mail,) = sink.wait()
         assert list(mail.to) == ["carol@elsewhere.example"]
     (dropped,) = relay.dropped()
-    assert dropped.startswith(b"X-Sender: <>\r\nX-Receiver: alice@local.example\r\n") or dropped.startswith(
-        b"X-Sender: \r\nX-Receiver: alice@local.example\r\n"
-    )
+    assert dropped.startswith(b"X-Sender: <>\r\nX-Receiver: alice@local.example\r\n"), dropped[:100]
     notice = message(dropped)
     assert notice.get_content_type() == "multipart/report"
     assert scan_message(notice) == {TO.encode()}
@@ -69,9 +67,7 @@ def test_a_bounce_that_cannot_go_is_kept_in_badmail(start_relay: StartRelay) -> 
     kept = list((relay.state / "badmail").glob("*.eml"))
     assert len(kept) == 1
     assert b".leading dot" in kept[0].read_bytes()
-    assert (relay.state / "badmail" / f"{kept[0].stem}.reason").exists() or list(
-        (relay.state / "badmail").glob("*reason*")
-    )
+    assert "5.1.1 nobody" in kept[0].with_suffix(".reason").read_text()
     assert relay.ctl_json("status")[0]["queue"]["messages"] == 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from relayd.delivery.mx import Hop
 from relayd.delivery.route import Route
+from relayd.delivery.target import Target
 from relayd.model import Fault, Recipient
 from relayd.queue.store import Claim, QueuedRecipient
 
@@ -56,6 +57,7 @@ class Destination:
 
     :ivar limit: transactions at once: grows by one with each success, is halved by each failure.
     :ivar listed: it stands in the scheduler's round.
+    :ivar hops: what to try, in order; looked up again after *hops_until*.
     """
 
     route: Route
@@ -63,7 +65,7 @@ class Destination:
     queue: deque[Job] = field(default_factory=deque)
     active: int = 0
     listed: bool = False
-    hops: tuple[Hop, ...] = ()
+    hops: tuple[tuple[Hop, Target], ...] = ()
     hops_until: float = 0.0
     progress_at: float = 0.0
     patience: float = PATIENCE
@@ -110,9 +112,13 @@ class _Rest:
 
 
 class Health:
-    """Which hops rest, since the last tries failed; and which worked lately. Shared by all destinations."""
+    """Which hops rest, since the last tries failed; and which worked lately. Shared by all destinations.
 
-    def __init__(self) -> None:
+    :param longest: the longest rest, in seconds.
+    """
+
+    def __init__(self, longest: float = LONGEST_REST) -> None:
+        self._longest = longest
         self._rests: dict[Hop, _Rest] = {}
         self._worked: dict[Hop, float] = {}
 
@@ -130,7 +136,7 @@ class Health:
         rest = self._rests.setdefault(hop, _Rest(0.0, 0))
         if rest.until > now:
             return 0.0  # others that were under way when it failed
-        seconds = min(REST * 2.0**rest.failures, LONGEST_REST)
+        seconds = min(REST * 2.0**rest.failures, self._longest)
         rest.failures = min(rest.failures + 1, 16)
         rest.until = now + seconds
         self._worked.pop(hop, None)

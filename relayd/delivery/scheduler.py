@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from relayd.delivery.badmail import BadmailFolder
-from relayd.delivery.destination import Destination, Health, Held, Job
+from relayd.delivery.destination import LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.mx import Hop, Lookups, Ourselves, hops
 from relayd.delivery.notify import Notifier
@@ -102,7 +102,8 @@ class Scheduler(Service):
         self._drop = drop or DropFolder(settings.server.state / "drop", reactor)
         self._badmail = badmail or BadmailFolder(settings.server.state / "badmail", reactor)
         self._notifier = Notifier(settings, self._badmail, self._files.run, events)
-        self._health = Health()
+        # A rest longer than the administrator's own waits would thwart them.
+        self._health = Health(min(LONGEST_REST, max(min(delivery.retry), 1.0)))
         self._sending = Sending(
             self._router,
             pool,

@@ -73,9 +73,14 @@ class Sending:
         now = self._clock()
         if destination.hops_until <= now:
             try:
-                destination.hops = await self._find(destination)
+                found = await self._find(destination)
             except Fault as fault:
                 return self._prevented(job, fault)
+            route = destination.route
+            destination.hops = tuple(
+                (hop, Target(hop.host, hop.address, hop.port, route.tls, "", route.credential, self._source))
+                for hop in found
+            )
             destination.hops_until = now + KEEP_HOPS
         return await self._try(destination, job)
 
@@ -99,10 +104,9 @@ class Sending:
         tried = False
         fault: Fault | None = None
         peer = ""
-        for hop in destination.hops:
+        for hop, target in destination.hops:
             if self._health.resting(hop, now):
                 continue
-            target = Target(hop.host, hop.address, hop.port, route.tls, "", route.credential, self._source)
             tried = True
             try:
                 sent = await self._pool.send(target, sender, job.addressed, job.claim.body)
@@ -123,7 +127,7 @@ class Sending:
     def suspended(self, destination: Destination, job: Job) -> list[Result]:
         """*job* untried, since every hop rests."""
         now = self._clock()
-        until = max(self._health.until(destination.hops, now), now + 1.0)
+        until = max(self._health.until((hop for hop, _ in destination.hops), now), now + 1.0)
         known = destination.failure
         reply = known.reply if known is not None else Reply.of(451, "4.4.1", "The next hop does not answer")
         detail = "not tried: the next hop rests after a failure"

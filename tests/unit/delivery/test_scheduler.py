@@ -177,6 +177,17 @@ class TestHops:
         assert seconds == sorted(seconds)
         assert seconds[-1] == 300.0
 
+    def test_no_rest_is_longer_than_the_waits_that_the_administrator_chose(self) -> None:
+        rig = Rig(settings(retry=(2.0, 900.0), **SMART))
+        for each in many(3):
+            rig.scheduler.take(each)
+            rig.pool.under_way[0].fault()
+            rig.clock.advance(2.1)
+            for other in list(rig.pool.under_way):
+                other.fault()
+            rig.clock.advance(2.1)
+        assert {dict(event.items())["seconds"] for event in rig.named("hop-rests")} == {2.0}
+
     def test_an_administrator_does_not_wait_for_the_rest(self) -> None:
         rig = Rig(settings(**SMART))
         rig.scheduler.take(claim("a@dest.example"))

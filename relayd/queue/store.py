@@ -139,7 +139,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class RecipientEntry:
-    """A recipient as ``relayctl queue`` shows it."""
+    """A recipient as ``relayctl queue`` shows it. *next_at* is 0 while it is tried or held, and when it is final."""
 
     path: Path
     state: MessageState

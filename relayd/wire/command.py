@@ -20,7 +20,9 @@ def parse_command(line: bytes) -> tuple[str, bytes]:
 
     :raises Fault: 500 5.5.2: no verb, or one that is not printable ASCII.
     """
-    verb, _, argument = line.strip(b" \t").replace(b"\t", b" ", 1).partition(b" ")
+    verb, _, argument = line.strip(b" \t").partition(b" ")
+    if b"\t" in verb:
+        verb, _, argument = line.strip(b" \t").partition(b"\t")
     text = verb.decode("ascii", "replace")
     if not text or not text.isascii() or not text.isprintable():
         raise Fault(Reply.of(500, "5.5.2", "Command not recognized"))

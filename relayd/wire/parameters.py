@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from relayd.model import Body, Fault, Reply
-from relayd.wire.path import BadAddress, parse_address
+from relayd.wire.path import parse_address
 from relayd.wire.xtext import decode_utf8_xtext, decode_xtext
 
 # RFC 5321 4.1.2; RFC 6531 3.3 adds what is beyond ASCII.
@@ -86,12 +86,14 @@ def envid(value: str) -> str:
 
 
 def auth(value: str) -> str:
-    """AUTH, decoded: a mailbox, or empty for ``<>`` (RFC 4954 5; RFC 6533 for what is beyond ASCII)."""
-    try:
-        mailbox = decode_utf8_xtext(value)
-        return "" if mailbox == "<>" else str(parse_address(mailbox))
-    except (ValueError, BadAddress):
-        raise bad_parameter("Malformed AUTH") from None
+    """AUTH, decoded: a mailbox, or empty for ``<>`` (RFC 4954 5; RFC 6533 3 for what is beyond ASCII)."""
+    for decode in (decode_xtext, decode_utf8_xtext):
+        try:
+            mailbox = decode(value)
+            return "" if mailbox == "<>" else str(parse_address(mailbox))
+        except ValueError:
+            continue
+    raise bad_parameter("Malformed AUTH")
 
 
 def notify(value: str) -> frozenset[str]:

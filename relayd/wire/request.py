@@ -37,7 +37,7 @@ def encode_mail(sender: Sender, *, size: int | None, extensions: frozenset[str])
         if sender.envid:
             words.append(f"ENVID={encode_xtext(sender.envid)}")
     if sender.auth is not None and "AUTH" in extensions:
-        words.append(f"AUTH={encode_utf8_xtext(sender.auth, raw=False) or '<>'}")
+        words.append(f"AUTH={_auth(sender.auth)}")
     return _command(words)
 
 
@@ -58,6 +58,12 @@ def encode_rcpt(recipient: Recipient, *, extensions: frozenset[str]) -> bytes:
         if recipient.orcpt:
             words.append("ORCPT=" + _orcpt(recipient.orcpt, utf8=utf8))
     return _command(words)
+
+
+def _auth(mailbox: str) -> str:
+    if not mailbox:
+        return "<>"
+    return encode_xtext(mailbox) if mailbox.isascii() else encode_utf8_xtext(mailbox, raw=False)
 
 
 def _orcpt(value: str, *, utf8: bool) -> str:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from relayd.events import Event, Events, InternalFault
 
-_PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f\u2028\u2029]+", re.ASCII)
+_PLAIN = re.compile(r"[^\s\"'=\\]+")
 
 
 class Later(Protocol):
@@ -95,4 +95,4 @@ def _word(value: object) -> str:
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    return text if _PLAIN.fullmatch(text) and text.isprintable() else json.dumps(text)

@@ -246,7 +246,6 @@ class RelayMessage:
     def _received(self) -> bytes:
         session = self._avatar.session
         client = session.client
-        principal = self._avatar.principal
         return received_header(
             helo=session.helo,
             client=str(client.peer),
@@ -255,7 +254,7 @@ class RelayMessage:
             with_=self._protocol(),
             message_id=self._draft.message_id,
             tls=f"{client.tls.version} {client.tls.cipher}" if client.tls else "",
-            principal=str(principal) if principal else "",
+            principal="",  # the next hops need no names of accounts; the history has them
             recipient=str(self._recipients[0].path) if len(self._recipients) == 1 else None,
             at=self._received_at,
         )

@@ -1,0 +1,69 @@
+"""The bounded pool: results, failures, and an answer at once when it is full."""
+
+import threading
+from typing import TypeVar
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from relayd.model import Fault, Reply
+from relayd.threads import BoundedPool
+
+T = TypeVar("T")
+
+
+class Inbox:
+    """A reactor for threads to call: calls wait until :meth:`until` runs them."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[object, ...]] = []
+        self._news = threading.Condition()
+
+    def callFromThread(self, call: object, *args: object) -> None:
+        with self._news:
+            self._calls.append((call, *args))
+            self._news.notify()
+
+    def until(self, result: Deferred[T]) -> object:
+        outcome: list[object] = []
+        result.addBoth(outcome.append)
+        while not outcome:
+            with self._news:
+                assert self._news.wait_for(lambda: bool(self._calls), 10)
+                call, *args = self._calls.pop(0)
+            assert callable(call)
+            call(*args)
+        return outcome[0]
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+def test_results_and_failures_come_back(inbox: Inbox) -> None:
+    pool = BoundedPool("test", inbox, threads=1, waiting=1)  # type: ignore[arg-type]
+    assert inbox.until(pool.run(divmod, 7, 3)) == (2, 1)
+    failed = inbox.until(pool.run(divmod, 7, 0))
+    assert isinstance(failed, Failure)
+    assert failed.check(ZeroDivisionError)
+    pool.stop()
+
+
+def test_a_full_pool_says_so_at_once_and_recovers(inbox: Inbox) -> None:
+    pool = BoundedPool("test", inbox, threads=1, waiting=1, full=Reply.of(454, "4.7.0", "busy"))  # type: ignore[arg-type]
+    gate = threading.Event()
+    first, second = pool.run(gate.wait, 10), pool.run(gate.wait, 10)
+    refused: list[object] = []
+    pool.run(gate.wait, 10).addErrback(refused.append)
+    (failure,) = refused
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.value, Fault)
+    assert failure.value.reply.code == 454
+    gate.set()
+    assert inbox.until(first) is True
+    assert inbox.until(second) is True
+    assert inbox.until(pool.run(gate.is_set)) is True
+    assert pool.pending == 0
+    pool.stop()

@@ -12,7 +12,6 @@ from relayd.model import NULL_PATH, Fault, Path, Reply
 LOCAL_LIMIT: Final = 64  # octets, RFC 5321 4.5.3.1.1
 DOMAIN_LIMIT: Final = 255  # octets, RFC 5321 4.5.3.1.2
 PATH_LIMIT: Final = 256  # octets with the angle brackets, RFC 5321 4.5.3.1.3
-LABEL_LIMIT: Final = 63  # octets of an ASCII label, RFC 1035 2.3.4
 
 # RFC 5321 4.1.2, RFC 6531 3.3: beyond ASCII all but controls, separators and what else does not print.
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\x80-\U0010ffff]+"
@@ -22,7 +21,10 @@ _LITERAL: Final = re.compile(r"\[[!-Z^-~]*\]")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_.\-\x80-\U0010ffff]+")
 _IDEOGRAPHIC_DOT: Final = re.compile("[\\u3002\\uff0e\\uff61]")  # what IDNA 2003 takes for a dot
 # The underscore is no let-dig, but host names of Windows networks hold it.
-_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_ASCII_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # 63 octets, RFC 1035 2.3.4
+_LABELS: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_ASCII_LABELS: Final = re.compile(rf"{_ASCII_LABEL}(?:\.{_ASCII_LABEL})*")
 
 
 class BadAddress(Fault, ValueError):
@@ -126,13 +128,13 @@ class PathParser:
 def is_domain(text: str) -> bool:
     """Whether *text* is a domain of A-labels, U-labels and plain labels (RFC 5321 4.1.2, RFC 6531 3.3)."""
     if text.isascii():
-        return all(len(label) <= LABEL_LIMIT and _LABEL.fullmatch(label) for label in text.split("."))
+        return _ASCII_LABELS.fullmatch(text) is not None
     # What look-up folds must not turn into a dot, an @ or a slash: ideographic full stop, full-width forms, ligatures.
     folded = unicodedata.normalize("NFKC", text)
     if folded.count(".") != text.count(".") or not folded.isprintable() or _IDEOGRAPHIC_DOT.search(text):
         return False
     plain = "".join("x" if character > "\x7f" else character for character in folded)
-    return all(_LABEL.fullmatch(label) for label in plain.split("."))
+    return _LABELS.fullmatch(plain) is not None
 
 
 def is_address_literal(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -66,10 +67,16 @@ def received_header(
     if recipient is not None and _is_recipient(recipient, utf8=utf8):
         last += f" for <{recipient}>"
     lines.append(f"{last};")
-    lines.append(format_datetime(datetime.fromtimestamp(int(at), UTC)))
+    lines.append(_date(int(at)))
     return "\r\n\t".join(lines).encode() + b"\r\n"
 
 
+@lru_cache(maxsize=16)
+def _date(at: int) -> str:
+    return format_datetime(datetime.fromtimestamp(at, UTC))
+
+
+@lru_cache(maxsize=1024)
 def _literal(client: str) -> str:
     try:
         address = ip_address(client.partition("%")[0])
@@ -78,6 +85,7 @@ def _literal(client: str) -> str:
     return f"[IPv6:{address}]" if isinstance(address, IPv6Address) else f"[{address}]"
 
 
+@lru_cache(maxsize=1024)
 def _is_host(text: str, *, utf8: bool) -> bool:
     if not text or len(text) > _COMMENT_LIMIT or not (utf8 or text.isascii()):
         return False

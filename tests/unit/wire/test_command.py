@@ -69,6 +69,8 @@ def test_bad_hello(argument: bytes) -> None:
     [
         ("FROM:<a@b>", Sender(A)),
         ("from:<a@b>", Sender(A)),
+        ("FROM: <a@b>", Sender(A)),
+        ("FROM:\t <a@b> SIZE=0", Sender(A)),
         ("FROM:<a@b> SIZE=0", Sender(A)),
         ("FROM:<a@b> size=12345678901234567890", Sender(A, size=12345678901234567890)),
         ("FROM:<a@b>  SIZE=1   BODY=7BIT ", Sender(A, size=1)),
@@ -102,7 +104,6 @@ def test_mail(argument: str, sender: Sender) -> None:
         ("FROM <a@b>", "501 5.5.4"),
         ("XFROM:<a@b>", "501 5.5.4"),
         ("FROM :<a@b>", "501 5.5.4"),
-        ("FROM: <a@b>", "501 5.1.7"),
         ("FROM:a@b", "501 5.1.7"),
         ("FROM:", "501 5.1.7"),
         ("FROM:<a@b", "501 5.1.7"),
@@ -179,7 +180,6 @@ def test_rcpt(argument: str, recipient: Recipient) -> None:
     [
         ("", "501 5.5.4"),
         ("FROM:<a@b>", "501 5.5.4"),
-        ("TO: <a@b>", "501 5.1.3"),
         ("TO:a@b", "501 5.1.3"),
         ("TO:<a@b> SIZE=1", "555 5.5.4"),
         ("TO:<a@b> NOTIFY", "501 5.5.4"),

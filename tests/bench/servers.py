@@ -91,7 +91,7 @@ file = "log"
         log = self.directory / "log"
         for line in log.read_text().splitlines() if log.exists() else []:
             if '"ready"' in line:
-                return int(json.loads(line)["listening"][0].rpartition(":")[2])
+                return int(json.loads(line)["listening"][0].split()[1].rpartition(":")[2])
         return 0
 
     def pids(self) -> list[int]:

@@ -10,6 +10,7 @@ import click
 
 from relayd.cli.context import Context, age, octets, pass_context
 from relayd.config import duration
+from relayd.control.documents import MOST_LISTED
 from relayd.queue import MessageState
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,7 +52,7 @@ def queue() -> None:
 
 @queue.command("list")
 @_filters
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_LISTED), default=100, show_default=True)
 @pass_context
 def list_(context: Context, /, limit: int, **given: Any) -> None:
     """Lists messages, the oldest first."""
@@ -114,7 +115,7 @@ def show(context: Context, message_id: str, body: bool) -> None:
 
 
 def _act(context: Context, action: str, ids: tuple[str, ...], given: dict[str, Any]) -> int:
-    wanted = _wanted(ids, 100_000, **given)
+    wanted = _wanted(ids, MOST_LISTED, **given)
     if len(wanted) == 2 and not ids:
         raise click.UsageError("which messages? name ids or a filter")
     number = context.control.act(action, wanted)

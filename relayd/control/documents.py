@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from relayd.queue import Filter, HistoryEntry, MessageState, QueueEntry
 
 Document = dict[str, Any]
+
+#: The most messages that one answer lists.
+MOST_LISTED: Final = 100_000
 
 
 def moment(at: float) -> str:
@@ -52,36 +55,51 @@ def history_document(entry: HistoryEntry) -> Document:
 
 def filter_from(document: Mapping[str, Any]) -> Filter:
     """The filter that *document* describes: ``ids``, ``sender``, ``recipient``, ``domain``, ``state``, ``older``
-    (seconds), ``error``, ``limit``.
+    (seconds), ``error``, ``limit``. A null is as good as absent.
 
     :raises ValueError: an unknown name, or a value of the wrong kind; the text says which.
     """
-    known = {f.name for f in fields(Filter)}
-    for name in document:
-        if name not in known:
-            raise ValueError(f"{name}: not a filter; known are {', '.join(sorted(known))}")
-    given = dict(document)
-    try:
-        if "ids" in given:
-            if not isinstance(given["ids"], list):
-                raise ValueError("a list is wanted")
-            given["ids"] = tuple(str(i).upper() for i in given["ids"])
-        if given.get("state"):
-            given["state"] = MessageState(given["state"])
-        else:
-            given.pop("state", None)
-        for name in ("sender", "recipient", "domain", "error"):
-            if name in given and not isinstance(given[name], str):
-                raise ValueError(f"{name}: a text is wanted")
-        if "older" in given:
-            given["older"] = float(given["older"])
-        if "limit" in given:
-            given["limit"] = int(given["limit"])
-            if not 1 <= given["limit"] <= 100_000:
-                raise ValueError("limit: 1 to 100000")
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-    return Filter(**given)
+    read: dict[str, Any] = {}
+    for name, value in document.items():
+        if name not in _READERS:
+            raise ValueError(f"{name}: not a filter; known are {', '.join(sorted(_READERS))}")
+        if value is None or (name == "state" and not value):
+            continue
+        try:
+            read[name] = _READERS[name](value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return Filter(**read)
+
+
+def _ids(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list is wanted")
+    return tuple(str(message_id).upper() for message_id in value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is wanted")
+    return value
+
+
+def _limit(value: Any) -> int:
+    if not 1 <= int(value) <= MOST_LISTED:
+        raise ValueError(f"1 to {MOST_LISTED}")
+    return int(value)
+
+
+_READERS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "ids": _ids,
+    "sender": _text,
+    "recipient": _text,
+    "domain": _text,
+    "state": MessageState,
+    "older": float,
+    "error": _text,
+    "limit": _limit,
+}
 
 
 def restricts(wanted: Filter) -> bool:

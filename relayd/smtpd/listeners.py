@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path as File
 from typing import Any, Final
 
@@ -119,7 +118,7 @@ class Listening:
 def _listen(address: str, port: int, name: str) -> socket.socket:
     """A listening socket. ``::`` takes IPv4 too, and becomes 0.0.0.0 where there is no IPv6."""
     try:
-        if isinstance(ip_address(address), IPv6Address):
+        if ":" in address:
             try:
                 return _bound(socket.AF_INET6, address, port)
             except OSError as error:

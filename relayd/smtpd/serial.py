@@ -297,9 +297,12 @@ class SerialESMTP(ESMTP):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def gone(self) -> None:
+        """All that there was to tidy up after the connection is done."""
         mourners, self._mourners = self._mourners, []
-        for gone in mourners:
-            gone.callback(None)
+        for mourner in mourners:
+            mourner.callback(None)
 
     # Time. One delayed call a session looks at the deadline now and then; moving it costs an addition.
 

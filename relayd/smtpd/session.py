@@ -394,6 +394,7 @@ class RelayESMTP(IdentifiedESMTP):
                 why=self.why,
             )
         )
+        self.gone()
 
 
 def _no_recipients(transaction: Transaction) -> Reply:

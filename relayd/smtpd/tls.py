@@ -81,12 +81,9 @@ def _load(context: SSL.Context, certificate: File, key: File) -> None:
         except OSError as error:
             raise _fault(f"{file}: {error.strerror or error}") from error
         except SSL.Error as error:
-            why = "the key does not belong to the certificate" if "mismatch" in str(error) else _first(error)
-            raise _fault(f"{file}: no usable {what}: {why}") from error
-    try:
-        context.check_privatekey()
-    except SSL.Error as error:
-        raise _fault(f"{key}: the key does not belong to the certificate {certificate}") from error
+            if "mismatch" in str(error):
+                raise _fault(f"{key}: the key does not belong to {certificate}") from error
+            raise _fault(f"{file}: no usable {what}: {_first(error)}") from error
 
 
 def _first(error: SSL.Error) -> str:

@@ -96,7 +96,7 @@ class MemoryChannel:
     def start_tls(self) -> None:
         self.talk.start_tls()
 
-    def closed(self) -> bool:
+    def closed(self, expected: bool) -> bool:
         return self.talk.closed
 
     def hang_up(self) -> None:

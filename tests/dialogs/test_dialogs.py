@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from relayd.events import InternalFault
 from tests.dialogs.dialog import BadDialog, Dialog, Player, all_dialogs, octets, parse
 from tests.dialogs.memory import MemoryChannel
+from tests.dialogs.socket_channel import Server, SocketChannel, playable, serving
 
 DIALOGS = all_dialogs()
 
@@ -34,6 +36,17 @@ def test_dialog_octet_by_octet(dialog: Dialog) -> None:
 
     channel.send = one_by_one  # type: ignore[method-assign]
     Player(dialog, channel).play()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("dialog", [one for one in DIALOGS if playable(one)], ids=lambda dialog: dialog.name)
+def test_dialog_over_a_socket(dialog: Dialog, server: Server) -> None:
+    Player(dialog, SocketChannel(server, dialog)).play()
 
 
 def test_there_are_enough() -> None:

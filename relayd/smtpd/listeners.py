@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from functools import lru_cache
 from pathlib import Path as File
 from typing import Any, Final
 
@@ -27,6 +28,9 @@ GRACE: Final = 10.0
 
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
+# Few clients make most connections, and an address is slow to read.
+_address = lru_cache(maxsize=4096)(client_address)
+
 
 class SessionFactory(Factory):
     """Makes the sessions of one virtual server."""
@@ -38,7 +42,7 @@ class SessionFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> RelayESMTP:
         assert isinstance(addr, TcpAddress | Tcp6Address)
-        return RelayESMTP(self.server, Peer(client_address(addr.host), addr.port))
+        return RelayESMTP(self.server, Peer(_address(addr.host), addr.port))
 
 
 class Listening:

@@ -279,7 +279,7 @@ class RelayService(MultiService):
     async def _listen_for_control(self) -> None:
         path = self.settings.console.socket
         path.unlink(missing_ok=True)  # the queue is ours, so whoever made it is gone
-        site = ControlSite(self.store, self._status, self.events, self.scheduler.wake, self._files)
+        site = ControlSite(self.store, self._status, self.events, self.scheduler.retry, self._files)
         # Twisted 26 makes the socket and then sets its mode; the umask closes the gap.
         before = os.umask(0o177)
         try:

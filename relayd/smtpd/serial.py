@@ -21,7 +21,9 @@ MOST_ERRORS: Final = 10
 #: How long a closed session may take to read its last reply, in seconds.
 LAST_WORDS: Final = 30.0
 
-_BAD_COMMAND: Final = frozenset({500, 501, 502, 503, 504, 555})
+_BAD_COMMAND: Final = frozenset({500, 501, 502, 503, 504, 530, 538, 555})
+#: Replies that wait for the end of what came in, at most.
+_MOST_UNSENT: Final = 128
 _MEGABYTE: Final = 1 << 20
 
 #: What a command returns: its reply (encoded, where that is done once for all), a Deferred of it, or None when it has
@@ -188,6 +190,8 @@ class SerialESMTP(ESMTP):
             self._reply(answer)
         elif answer is not None:
             self._out.append(answer)
+        if len(self._out) >= _MOST_UNSENT:
+            self._flush()  # which may say that the client does not read
         if self._stopping and not (self._busy or self.in_body or self._closing):
             self._reply(replies.SHUTTING_DOWN)
 
@@ -270,8 +274,14 @@ class SerialESMTP(ESMTP):
         self._lines.clear()
         self._flush()
         self._deadline = self._clock.seconds() + LAST_WORDS
+        if self._timer is not None:
+            self._timer.reset(LAST_WORDS)
         self.wire.unregisterProducer()
         self.wire.loseConnection()
+        if self._paused:
+            # TLS ends by what the client answers to the end, and that must be read.
+            self._paused = False
+            self.wire.resumeProducing()
 
     def shutdown(self, grace: float) -> Deferred[None]:
         """Ends the session with 421 4.3.2: at once when it is idle, else once what it is about is answered.

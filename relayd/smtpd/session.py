@@ -56,10 +56,16 @@ class RelayESMTP(IdentifiedESMTP):
     def connectionMade(self) -> None:
         self.server.opened(self)
         self.start()
-        if self.server.listener.tls is TlsMode.IMPLICIT and self.server.tls is not None:
-            self._handshaking = True
-        else:
+        if self.server.listener.tls is not TlsMode.IMPLICIT or self.server.tls is None:
             self.welcome()
+            return
+        self._handshaking = True
+        try:
+            # Whoever never begins the handshake takes up room too; there is no way to tell it why it is cut off.
+            self.server.insist_on_room(self.client.peer.address)
+        except Fault as fault:
+            self.why = self._turned_away(fault).text
+            self.wire.abortConnection()
 
     def welcome(self) -> None:
         """Greets, or refuses. Input waits until it is known which."""
@@ -118,12 +124,12 @@ class RelayESMTP(IdentifiedESMTP):
         verb = self.verb
         if len(line) > COMMAND_LINE and verb != "AUTH":
             return replies.LINE_TOO_LONG
+        if verb in _HTTP:
+            return replies.NOT_HTTP
         if refused := self._out_of_the_question(verb):
             return self._chunk(argument, refused) if verb == "BDAT" else refused
         method = self.lookupMethod(verb)
-        if method is not None:
-            return method(argument)
-        return replies.NOT_HTTP if verb in _HTTP else replies.UNKNOWN_COMMAND
+        return method(argument) if method is not None else replies.UNKNOWN_COMMAND
 
     def lookupMethod(self, command: str | bytes) -> Callable[[bytes], Answer] | None:
         if isinstance(command, bytes):
@@ -184,6 +190,9 @@ class RelayESMTP(IdentifiedESMTP):
         )
 
     # Commands that do little.
+
+    def do_UNKNOWN(self, rest: bytes) -> Answer:
+        return replies.UNKNOWN_COMMAND
 
     def do_NOOP(self, rest: bytes) -> Answer:
         return replies.NOOP

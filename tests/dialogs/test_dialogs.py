@@ -22,11 +22,11 @@ def test_dialog(dialog: Dialog) -> None:
     assert not [event for event in channel.talk.seen if isinstance(event, InternalFault)]
 
 
-@pytest.mark.parametrize("dialog", DIALOGS, ids=lambda dialog: dialog.name)
+@pytest.mark.parametrize(
+    "dialog", [one for one in DIALOGS if "segment" not in one.title], ids=lambda dialog: dialog.name
+)
 def test_dialog_octet_by_octet(dialog: Dialog) -> None:
     """How the octets are cut into segments changes nothing, except where the segment is what the dialog is about."""
-    if "segment" in dialog.title:
-        pytest.skip("is about segments")
     channel = MemoryChannel(dialog)
     send = channel.send
 

@@ -260,7 +260,7 @@ class SqliteStore:
         now = self._clock()
         rows = attempt_rows(number, settlement.attempts, now, self._sequence)
         if not settlement.notices:
-            done = self._put(Work(rows=rows, result=())) if rows else succeed(())
+            done = self._put(Work(rows=rows, result=(), urgent=False)) if rows else succeed(())
         else:
             done = self._settle_with_notices(settlement, number, rows, now)
         if isinstance(claim.body, FileBody):

@@ -22,6 +22,10 @@ from relayd.queue.schema import WIDTH
 BATCH_ROWS: Final = 1024
 BATCH_OCTETS: Final = 8 * 1024 * 1024
 
+#: How long work that is in no hurry waits for a commit that others need anyway, in seconds. A settlement that is lost
+#: in a crash means a message sent twice, so this stays below what the network makes uncertain all the same.
+PATIENCE: Final = 0.02
+
 _ROW_SQL: Final = f"({','.join('?' * WIDTH)})"
 _PADDING: Final = (0,) * WIDTH
 
@@ -41,12 +45,14 @@ class Work:
         called a second time after the first was rolled back, and its result is the answer.
     :ivar result: the answer, where *rows* are given.
     :ivar octets: how much of bodies the rows hold.
+    :ivar urgent: somebody waits for it; other work may wait :data:`PATIENCE` for company.
     """
 
     rows: list[Row] = field(default_factory=list)
     call: Callable[[sqlite3.Connection], Any] | None = None
     result: Any = None
     octets: int = 0
+    urgent: bool = True
     done: Deferred[Any] = field(default_factory=Deferred)
 
 
@@ -154,15 +160,18 @@ class Writer:
         """All that waits, up to the size of a batch, and whether the end was reached."""
         batch: list[Work] = []
         rows = octets = 0
+        urgent = False
+        until = monotonic() + PATIENCE
         work = first
         while work is not None:
             batch.append(work)
             rows += len(work.rows)
             octets += work.octets
+            urgent = urgent or work.urgent
             if rows >= BATCH_ROWS or octets >= BATCH_OCTETS:
                 return batch, False
             try:
-                work = self._queue.get_nowait()
+                work = self._queue.get_nowait() if urgent else self._queue.get(timeout=max(until - monotonic(), 0.0))
             except Empty:
                 return batch, False
         return batch, True

@@ -20,8 +20,10 @@ REST, LONGEST_REST = 5.0, 300.0
 ALIVE = 10.0
 #: A destination is stalled when nothing came back from it for these seconds.
 STALLED = 10.0
-#: How long mail for a stalled destination waits outside, and at most, in seconds.
+#: How long mail for a stalled or slow destination waits outside, at least and at most, in seconds.
 PATIENCE, LONGEST_PATIENCE = 60.0, 900.0
+#: A destination is slow when what waits here for it takes longer than these seconds.
+DRAIN = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +59,8 @@ class Destination:
 
     :ivar limit: transactions at once: grows by one with each success, is halved by each failure.
     :ivar listed: it stands in the scheduler's round.
+    :ivar served: jobs that came to an end since the last look; *rate*: jobs a second, over the last *looks*.
+    :ivar away: jobs that were sent away and are thought to wait outside.
     :ivar hops: what to try, in order; looked up again after *hops_until*.
     """
 
@@ -68,6 +72,10 @@ class Destination:
     hops: tuple[tuple[Hop, Target], ...] = ()
     hops_until: float = 0.0
     progress_at: float = 0.0
+    served: int = 0
+    rate: float = 0.0
+    looks: int = 0
+    away: int = 0
     patience: float = PATIENCE
     failure: Fault | None = None
     failure_host: str = ""
@@ -98,11 +106,33 @@ class Destination:
         self.failure, self.failure_host = fault, host
         self.hops_until = 0.0
 
-    def send_away(self) -> float:
+    def bears(self, now: float, share: int) -> int:
+        """How many jobs may wait here for it when others need the room.
+
+        :param share: what every destination may keep.
+        """
+        if self.stalled(now):
+            return share
+        # Of a destination that has just begun nothing is known.
+        return max(share, int(self.rate * DRAIN)) if self.looks >= 2 else max(share, len(self.queue))
+
+    def send_away(self, now: float) -> float:
         """How long the next mail waits outside that there is no room for here, in seconds."""
-        patience = self.patience
-        self.patience = min(patience * 2, LONGEST_PATIENCE)
-        return patience
+        self.away += 1
+        if self.stalled(now):
+            return self.patience
+        return min(max(self.away / max(self.rate, 0.1), PATIENCE), LONGEST_PATIENCE)
+
+    def look(self, seconds: float) -> None:
+        """Measures how fast it is, once every *seconds*."""
+        if not self.active and not self.queue:
+            self.looks = self.away = self.served = 0
+            self.rate = 0.0
+            return
+        self.rate = (self.rate if self.looks else self.served / seconds) / 2 + self.served / seconds / 2
+        self.away = max(self.away - self.served, 0)
+        self.looks += 1
+        self.served = 0
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from relayd.delivery.badmail import BadmailFolder
-from relayd.delivery.destination import LONGEST_REST, Destination, Health, Held, Job
+from relayd.delivery.destination import LONGEST_PATIENCE, LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.mx import Hop, Lookups, Ourselves, hops
 from relayd.delivery.notify import Notifier
@@ -44,6 +44,8 @@ RECIPIENTS = 100
 BATCH, LEAST_ROOM = 200, 50
 #: Seconds between looks at leases and stalled destinations; age at which a lease is renewed.
 TICK, RENEW = 5.0, 20.0
+#: Seconds between looks at what takes up the room, while there is none.
+TRIM = 0.5
 #: Seconds between looks at the queue, when nothing wakes it: at least, and at most (clocks may jump).
 SHORTEST_SLEEP, LONGEST_SLEEP = 0.25, 300.0
 #: Seconds until a store that failed is asked again, doubled each time up to the second.
@@ -120,6 +122,7 @@ class Scheduler(Service):
         self._octets = 0
         self._active = 0
         self._pumping = False
+        self._trimmed_at = 0.0
         self._workers: set[Deferred[None]] = set()
         self._claiming = False
         self._more = True
@@ -231,7 +234,10 @@ class Scheduler(Service):
             return
         room = min(self.room, BATCH)
         if room < LEAST_ROOM:
-            self._trim()
+            now = self._clock()
+            if now - self._trimmed_at >= TRIM:
+                self._trim()
+            self._wake_at(now + TRIM)
             return
         self._claiming = True
         self._more = False  # a wake() that comes meanwhile sets it again
@@ -306,7 +312,7 @@ class Scheduler(Service):
 
     def _enqueue(self, destination: Destination, job: Job) -> None:
         if len(destination.queue) >= SHARE and destination.stalled(self._clock()):
-            self._give_back(job, _BUSY, destination.send_away())
+            self._give_back(job, _BUSY, destination.send_away(self._clock()))
             return
         destination.queue.append(job)
         self._list(destination)
@@ -363,6 +369,7 @@ class Scheduler(Service):
                 except Exception:
                     self._fault(job.claim, Failure())
                     results = [Result(queued, _INTERNAL) for queued in job.recipients]
+                destination.served += 1
                 self._settle(job.held, results)
                 if destination.queue and destination.free:  # success has made room for one more worker
                     self._list(destination)
@@ -503,6 +510,7 @@ class Scheduler(Service):
         self._trim()
         self._health.forget(now)
         for key, destination in list(self._destinations.items()):
+            destination.look(TICK)
             if destination.idle and not destination.listed and now - destination.progress_at > 60:
                 del self._destinations[key]
         self._refill()
@@ -510,13 +518,19 @@ class Scheduler(Service):
             self._ticking = self._reactor.callLater(TICK, self._tick)
 
     def _trim(self) -> None:
-        """Sends away most of what waits for stalled destinations."""
-        now = self._clock()
+        """Sends away most of what waits for stalled destinations, and for slow ones where others need the room."""
+        now = self._trimmed_at = self._clock()
+        short = self.room < LEAST_ROOM
         for destination in list(self._destinations.values()):
-            if len(destination.queue) > SHARE and destination.stalled(now):
-                wait = destination.send_away()
-                while len(destination.queue) > SHARE:
-                    self._give_back(destination.queue.pop(), _BUSY, wait)
+            if len(destination.queue) <= SHARE:
+                continue
+            stalled = destination.stalled(now)
+            if stalled or short:
+                bears = destination.bears(now, SHARE)
+                while len(destination.queue) > bears:
+                    self._give_back(destination.queue.pop(), _BUSY, destination.send_away(now))
+                if stalled:
+                    destination.patience = min(destination.patience * 2, LONGEST_PATIENCE)
 
     def _fault(self, claim: Claim | None, failure: Failure) -> None:
         self._events.emit(

@@ -299,6 +299,34 @@ class TestConcurrency:
         assert sent_away
         assert all(attempt.next_at >= 1060.0 for attempt in sent_away)
 
+    def test_a_slow_destination_with_a_long_backlog_holds_up_nobody_else(self) -> None:
+        rig = Rig(settings())
+        rig.queue(*many(10000, "slow.example"), at=10.0)
+        rig.queue(*many(200, "works.example", start=20000), at=20.0)
+        rig.pool.answers = lambda sending: (
+            sending.answer() if sending.target.host != "mx.slow.example" else None
+        )
+        rig.scheduler.wake()
+        for _ in range(90):  # one every second
+            rig.clock.advance(1.0)
+            if slow := rig.pool.to("mx.slow.example"):
+                slow[0].answer()
+        states = rig.store.states()
+        assert [states.get(n) for n in range(20000, 20200)] == ["delivered"] * 200
+        assert len(rig.pool.to("mx.slow.example")) >= 5
+
+    def test_mail_for_a_slow_destination_is_not_fetched_over_and_over(self) -> None:
+        rig = Rig(settings())
+        rig.queue(*many(5000, "slow.example"), at=10.0)
+        rig.scheduler.wake()
+        for _ in range(600):
+            rig.clock.advance(1.0)
+            if slow := rig.pool.to("mx.slow.example"):
+                slow[0].answer()
+        untried = [attempt for attempt in rig.store.attempts if not attempt.counts]
+        assert len(untried) < 3 * 5000
+        assert sum(attempt.counts for attempt in rig.store.attempts) >= 595
+
     def test_a_healthy_destination_keeps_its_backlog(self) -> None:
         rig = Rig(settings(**SMART))
         for each in many(1500):

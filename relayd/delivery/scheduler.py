@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from relayd.delivery.badmail import BadmailFolder
 from relayd.delivery.destination import LONGEST_PATIENCE, LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
+from relayd.delivery.intake import LEAST_ROOM, Intake
 from relayd.delivery.mx import Hop, Lookups, Ourselves, hops
 from relayd.delivery.notify import Notifier
 from relayd.delivery.outcome import Judgement, Result, judge
@@ -40,15 +41,9 @@ CAPACITY, MEMORY = 2000, 128 * 1024**2
 SHARE = 250
 #: Recipients of one transaction (RFC 5321 4.5.3.1.8: every server takes 100).
 RECIPIENTS = 100
-#: Recipients claimed at once, and the least room that makes it worth while.
-BATCH, LEAST_ROOM = 200, 50
 #: Seconds between looks at leases and stalled destinations; age at which a lease is renewed.
 TICK, RENEW = 5.0, 20.0
-#: Seconds between looks at what takes up the room, while there is none.
-TRIM = 0.5
-#: Seconds between looks at the queue, when nothing wakes it: at least, and at most (clocks may jump).
-SHORTEST_SLEEP, LONGEST_SLEEP = 0.25, 300.0
-#: Seconds until a store that failed is asked again, doubled each time up to the second.
+#: Seconds until a store that could not record is told again, doubled each time up to the second.
 AGAIN, LONGEST_AGAIN = 1.0, 60.0
 #: Seconds until a message is tried again whose delivery failed by a fault of relayd's own.
 AFTER_FAULT = 300.0
@@ -122,15 +117,17 @@ class Scheduler(Service):
         self._octets = 0
         self._active = 0
         self._pumping = False
-        self._trimmed_at = 0.0
         self._workers: set[Deferred[None]] = set()
-        self._claiming = False
-        self._more = True
-        self._due_at: float | None = None
-        self._due: IDelayedCall | None = None
         self._ticking: IDelayedCall | None = None
-        self._again = AGAIN
         self._empty: Deferred[None] | None = None
+        self._intake = Intake(
+            store,
+            reactor,
+            room=lambda: self.room,
+            take=self.take,
+            short=self._trim,
+            fault=self._store_fault,
+        )
 
     # ---- for those who fill the queue and those who look after it ----------------------------------------------
 
@@ -174,8 +171,7 @@ class Scheduler(Service):
 
     def wake(self) -> None:
         """Something in the store is due: look now."""
-        self._more = True
-        self._refill()
+        self._intake.wake()
 
     def retry(self) -> None:
         """An administrator wants mail tried now: next hops that rest are tried at once, too."""
@@ -186,7 +182,7 @@ class Scheduler(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        self.wake()
+        self._intake.start()
 
     def stopService(self) -> Deferred[None]:
         """Finishes what is under way, for a few seconds; gives all the rest back to the queue."""
@@ -194,10 +190,10 @@ class Scheduler(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        for call in (self._due, self._ticking):
-            if call is not None and call.active():
-                call.cancel()
-        self._due = self._ticking = None
+        self._intake.stop()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
         for destination in list(self._destinations.values()):
             while destination.queue:
                 self._give_back(destination.queue.popleft(), _STOPPING, 0.0)
@@ -227,60 +223,6 @@ class Scheduler(Service):
             waiting.callback(None)
 
     # ---- claims in ------------------------------------------------------------------------------------------------
-
-    def _refill(self) -> None:
-        """Claims from the store while there is room and more is due."""
-        if not self.running or self._claiming or not self._more:
-            return
-        room = min(self.room, BATCH)
-        if room < LEAST_ROOM:
-            now = self._clock()
-            if now - self._trimmed_at >= TRIM:
-                self._trim()
-            self._wake_at(now + TRIM)
-            return
-        self._claiming = True
-        self._more = False  # a wake() that comes meanwhile sets it again
-        self._store.claim(room).addCallbacks(self._claimed, self._unclaimed)
-
-    def _claimed(self, claims: tuple[Claim, ...]) -> None:
-        self._claiming = False
-        self._again = AGAIN
-        for claim in claims:
-            self.take(claim)
-        if claims or self._more:
-            self._more = True
-            self._refill()
-        else:
-            self._store.next_due().addCallbacks(self._next_due, self._unclaimed)
-
-    def _next_due(self, at: float | None) -> None:
-        now = self._clock()
-        # What is due, and yet was not to be had a moment ago, must not make this a busy loop.
-        self._wake_at(now + LONGEST_SLEEP if at is None else max(at, now + SHORTEST_SLEEP))
-
-    def _unclaimed(self, failure: Failure) -> None:
-        self._claiming = False
-        self._more = True
-        self._store_fault("claim", failure)
-        self._wake_at(self._clock() + self._again)
-        self._again = min(self._again * 2, LONGEST_AGAIN)
-
-    def _wake_at(self, at: float) -> None:
-        if not self.running:
-            return
-        now = self._clock()
-        at = min(max(at, now), now + LONGEST_SLEEP)
-        if self._due is not None and self._due.active():
-            if self._due_at is not None and self._due_at <= at:
-                return
-            self._due.cancel()
-        self._due_at = at
-        self._due = self._reactor.callLater(at - now, self._woken)
-
-    def _woken(self) -> None:
-        self._due = None
-        self.wake()
 
     def _jobs(self, held: Held) -> list[tuple[Destination, Job]]:
         """The recipients of a claim, by destination, up to 100 a job."""
@@ -459,7 +401,7 @@ class Scheduler(Service):
             (a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None
         )
         if next_at is not None:
-            self._wake_at(next_at)
+            self._intake.wake_at(next_at)
         if settlement.notices:
             for kind, notice, queued in zip(judgement.reports, settlement.notices, notices, strict=False):
                 self._events.emit(
@@ -472,8 +414,7 @@ class Scheduler(Service):
                 )
             for queued in notices:
                 self.take(queued)
-        if self._more:
-            self._refill()
+        self._intake.room_made()
 
     def _unrecorded(
         self, failure: Failure, held: Held, settlement: Settlement, judgement: Judgement, again: float
@@ -513,13 +454,13 @@ class Scheduler(Service):
             destination.look(TICK)
             if destination.idle and not destination.listed and now - destination.progress_at > 60:
                 del self._destinations[key]
-        self._refill()
+        self._intake.room_made()
         if self._held or self._destinations:
             self._ticking = self._reactor.callLater(TICK, self._tick)
 
     def _trim(self) -> None:
         """Sends away most of what waits for stalled destinations, and for slow ones where others need the room."""
-        now = self._trimmed_at = self._clock()
+        now = self._clock()
         short = self.room < LEAST_ROOM
         for destination in list(self._destinations.values()):
             if len(destination.queue) <= SHARE:

@@ -19,6 +19,9 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from ldap3.core.exceptions import LDAPExceptionError
 from ldap3.protocol.sasl.sasl import sasl_prep
 
+#: Characters of the longest name of an account.
+LONGEST_NAME = 255
+
 
 class AccountsFileError(Exception):
     """The accounts file cannot be read or written, or does not hold what it must; the text says where."""
@@ -43,6 +46,14 @@ def prepared(text: str) -> str:
         return str(sasl_prep(text))
     except LDAPExceptionError as error:
         raise ValueError(f"not allowed in a name or password: {error}") from None
+
+
+def same_name(name: str) -> str:
+    """Names that mean the same account are the same here; one that SASLprep prohibits means none."""
+    try:
+        return prepared(name).casefold()
+    except ValueError:
+        return name.casefold()
 
 
 class AccountsFile:
@@ -96,7 +107,7 @@ class AccountsFile:
         :raises ValueError: the name or the password is not allowed.
         """
         name = prepared(name)
-        if not name or any(c in name for c in "\\/:\0") or len(name) > 255:
+        if not name or any(c in name for c in "\\/:\0") or len(name) > LONGEST_NAME:
             raise ValueError(f"not a name for an account: {name!r}")
         if not password:
             raise ValueError("an empty password is not allowed")

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
+from ipaddress import IPv6Address
 
 from twisted.cred.checkers import ANONYMOUS, ICredentialsChecker
 from twisted.cred.credentials import IAnonymous
@@ -13,14 +14,17 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from relayd.auth.accounts import Account, AccountsFile, AccountsFileError
+from relayd.auth.accounts import LONGEST_NAME, Account, AccountsFile, AccountsFileError, same_name
 from relayd.auth.credentials import IPassword, Password
 from relayd.auth.lockout import FailureCount
-from relayd.model import Fault, Principal, Reply
+from relayd.model import Fault, IPAddress, Principal, Reply
 from relayd.threads import BoundedPool
 
 #: How long a right password is not checked again, in seconds: devices log in for every message.
 REMEMBERED = 60.0
+
+#: An account, and where it is tried from.
+_Who = tuple[str, str]
 
 _UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
@@ -56,6 +60,9 @@ class AccountsChecker:
         self._clock = clock
         self._key = os.urandom(32)
         self._remembered: dict[bytes, tuple[float, Account]] = {}
+        # Whose password is being checked, and who waits for that: guesses made at once must not all be too early to
+        # be counted, and a device that opens many connections needs one check.
+        self._turns: dict[_Who, list[Deferred[None]]] = {}
 
     # cred hands any avatar id on to the realm; its annotation knows bytes alone.
     def requestAvatarId(self, credentials: Password) -> Deferred[Principal]:  # type: ignore[override]
@@ -69,14 +76,19 @@ class AccountsChecker:
             raise UnauthorizedLogin("name or password is not UTF-8") from None
         if not password:
             raise UnauthorizedLogin("empty password")
-        who = (name.casefold(), str(credentials.client.peer))
+        if len(name) > LONGEST_NAME:
+            raise UnauthorizedLogin("no name of an account is so long")
+        who = (same_name(name), _where(credentials.client.peer.address))
+        while (others := self._turns.get(who)) is not None:
+            turn: Deferred[None] = Deferred()
+            others.append(turn)
+            await turn
         if self._failures.blocked(who):
             raise Fault(_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
         account = self._recall(name, password)
         if account is None:
-            account = await self._verify(name, password)
+            account = await self._verify_in_turn(who, name, password)
         if account is None:
-            self._failures.failed(who)
             raise UnauthorizedLogin("unknown account or wrong password")
         self._failures.succeeded(who)
         return Principal(
@@ -86,6 +98,17 @@ class AccountsChecker:
             groups=frozenset(account.groups),
             addresses=account.addresses,
         )
+
+    async def _verify_in_turn(self, who: _Who, name: str, password: str) -> Account | None:
+        self._turns[who] = []
+        try:
+            account = await self._verify(name, password)
+            if account is None:
+                self._failures.failed(who)
+        finally:
+            for turn in self._turns.pop(who):
+                turn.callback(None)
+        return account
 
     async def _verify(self, name: str, password: str) -> Account | None:
         try:
@@ -114,3 +137,10 @@ class AccountsChecker:
 
     def _digest(self, name: str, password: str) -> bytes:
         return hmac.digest(self._key, f"{len(name)}:{name}{password}".encode(), hashlib.sha256)
+
+
+def _where(address: IPAddress) -> str:
+    """What failures are counted by: an address, or the /64 that one IPv6 host chooses its addresses from."""
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address)

@@ -276,7 +276,7 @@ class IdentifiedESMTP(SerialESMTP):
             events.AuthenticationFailed(
                 session=self.id,
                 client=str(self.client.peer),
-                user=user,
+                user=user[:255],  # a token has room for a novel
                 mechanism=mechanism,
                 reason=reason,
                 reply=str(reply),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Protocol, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
 from twisted.mail.smtp import ESMTP
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -53,7 +53,7 @@ class Transport(Protocol):
     def getHandle(self) -> Any: ...
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHalfCloseableProtocol)
 class SerialESMTP(ESMTP):
     """An ESMTP whose commands take effect, and are answered, in the order they came in.
 
@@ -85,6 +85,7 @@ class SerialESMTP(ESMTP):
         self._clogged = False
         self._closing = False
         self._stopping = False
+        self._heard_all = False
         self._lost = False
         self._mourners: list[Deferred[None]] = []
         self._timer: IDelayedCall | None = None
@@ -157,6 +158,21 @@ class SerialESMTP(ESMTP):
         finally:
             self._running = False
             self._flush()
+            if self._heard_all:
+                self._close_when_answered()
+
+    def readConnectionLost(self) -> None:
+        """The client says no more; it may still read the answers to what it said (``IHalfCloseableProtocol``)."""
+        self._heard_all = True
+        if not self._running:
+            self._close_when_answered()
+
+    def writeConnectionLost(self) -> None:
+        """Never: relayd does not close one direction alone."""
+
+    def _close_when_answered(self) -> None:
+        if not (self._busy or self._clogged or self._closing):
+            self.close("")
 
     def _next(self) -> bytes | None:
         try:

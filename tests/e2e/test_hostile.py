@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import ssl
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
+from email import message_from_bytes
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -147,8 +151,16 @@ def sessions(relay: Relay) -> int:
 
 
 def descriptors(relay: Relay) -> int:
+    """How many are open; without those of the database, which has as many readers as there was need for."""
     assert relay.process is not None
-    return len(os.listdir(f"/proc/{relay.process.pid}/fd"))
+    return sum("/queue/0.db" not in file for file in open_files(relay.process.pid))
+
+
+def open_files(pid: int) -> Iterator[str]:
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            yield os.readlink(f"{folder}/{name}")
 
 
 def bodies(relay: Relay) -> list[Path]:
@@ -480,3 +492,375 @@ def test_a_browser_is_sent_away(relay: Relay) -> None:
                 said = client.rest()
                 assert said.count(b"\r\n") == 1, (name, said)
                 assert said.startswith(b"421")
+
+
+# ---- AUTH -----------------------------------------------------------------------------------------------------
+
+
+def plain(name: bytes, password: bytes = b"secret", authorise: bytes = b"") -> bytes:
+    return b64encode(authorise + b"\0" + name + b"\0" + password)
+
+
+def tls_client(relay: Relay, trusting: ssl.SSLContext, source: str = "127.0.0.1") -> Raw:
+    client = Raw(relay.port("smtps"), tls=trusting, source=source)
+    client.say(b"EHLO x")
+    return client
+
+
+def test_authentication_may_be_pipelined_and_given_up_at_each_step(relay: Relay, trusting: ssl.SSLContext) -> None:
+    with tls_client(relay, trusting) as client:
+        for steps in (
+            [b"AUTH PLAIN", b"*"],
+            [b"AUTH LOGIN", b"*"],
+            [b"AUTH LOGIN", b64encode(b"alice"), b"*"],
+            [b"AUTH LOGIN " + b64encode(b"alice"), b"*"],
+        ):
+            client.send(b"\r\n".join([*steps, b"NOOP", b""]))
+            codes = client.codes(len(steps) + 1)
+            assert codes == [334] * (len(steps) - 1) + [501, 250], steps
+        client.send(
+            b"AUTH LOGIN\r\n" + b64encode(b"alice") + b"\r\n" + b64encode(b"secret") + b"\r\nAUTH PLAIN\r\nNOOP\r\n"
+        )
+        assert client.codes(5) == [334, 334, 235, 503, 250]
+        assert client.say(b"MAIL FROM:<a@client.example>").startswith(b"250")
+        assert client.say(b"RCPT TO:<b@elsewhere.example>").startswith(b"250")
+
+
+@pytest.mark.parametrize("steps", range(3))
+@pytest.mark.parametrize("how", ["close", "abort", "finish"])
+def test_a_client_that_leaves_within_authentication(
+    relay: Relay, trusting: ssl.SSLContext, steps: int, how: str
+) -> None:
+    for _ in range(3):
+        client = tls_client(relay, trusting)
+        client.send(*[b"AUTH LOGIN\r\n", b64encode(b"alice") + b"\r\n", b64encode(b"wrong") + b"\r\n"][: steps + 1])
+        getattr(client, how)()
+        client.close()
+
+
+def test_bad_tokens(relay: Relay, trusting: ssl.SSLContext) -> None:
+    for token in (
+        b"!",
+        b"A",
+        b"AA=A",
+        b"AAAA====",
+        b"=AAA",
+        b"A" * 100_000,
+        b64encode(b"alice"),
+        b64encode(b"\0alice\0secret\0"),
+        b64encode(b"\0\0\0"),
+        b64encode(b"\0alice\0"),
+        b64encode(b"\0\0secret"),
+        b64encode(b"\0\xff\xfe\0secret"),
+        plain(b"alice", authorise=b"bob"),
+        plain(b"alice\r\n"),
+        plain(b"a" * 30_000, b"b" * 30_000),
+    ):
+        with tls_client(relay, trusting, "127.0.0.9") as client:
+            for command in (b"AUTH PLAIN " + token, b"AUTH PLAIN\r\n" + token):
+                client.send(command + b"\r\n")
+                reply = client.reply()
+                if reply.startswith(b"334"):
+                    reply = client.reply()
+                assert reply[:3] in (b"500", b"501", b"535", b"454"), (token[:50], reply)
+                if token == b"A" * 100_000:
+                    break
+            client.send(b"QUIT\r\n")
+            assert client.rest().endswith(b"221 2.0.0 Bye\r\n")
+
+
+def test_names_that_would_break_a_log_line(relay: Relay, trusting: ssl.SSLContext) -> None:
+    names = ["a\r\nb", 'a"b', "a\x1b[31m", "a\u2028b", "a\u202eb", "\ud7ff", "a=b c=d", "x" * 4000]
+    with_log = len(relay.events)
+    for name in names:
+        with tls_client(relay, trusting, "127.0.0.10") as client:
+            assert client.say(b"AUTH PLAIN " + plain(name.encode(), b"wrong")).startswith((b"535", b"454"))
+    relay.wait_until(
+        lambda: len([e for e in relay.events[with_log:] if e["event"] == "authentication-failed"]) == len(names),
+        "failures",
+    )
+
+
+def test_a_guesser_is_locked_out_however_he_spells_the_name(relay: Relay, trusting: ssl.SSLContext) -> None:
+    """What SASLprep takes for the same name (RFC 4013) is the same name to the count of failures."""
+    spellings = ["bob", "BOB", "b\u00adob", "bo\u00adb", "\uff42ob", "b\u2060ob", "\u00adb\u00ado\u00adb"]
+    codes = []
+    for name in spellings:
+        with tls_client(relay, trusting, "127.0.0.2") as client:
+            codes.append(client.say(b"AUTH PLAIN " + plain(name.encode(), b"wrong"))[:3])
+    assert codes == [b"535"] * 4 + [b"454"] * 3
+    with tls_client(relay, trusting, "127.0.0.2") as client:
+        assert client.say(b"AUTH PLAIN " + plain(b"bob")).startswith(b"454")
+
+
+def test_guesses_at_the_same_time_are_counted_like_others(relay: Relay, trusting: ssl.SSLContext) -> None:
+    clients = [tls_client(relay, trusting, "127.0.0.3") for _ in range(15)]
+    for client in clients:
+        client.send(b"AUTH PLAIN " + plain(b"alice", b"wrong") + b"\r\n")
+    codes = sorted(client.codes(1)[0] for client in clients)
+    for client in clients:
+        client.close()
+    assert codes == [454] * 11 + [535] * 4
+
+
+def test_three_failures_end_the_session(relay: Relay, trusting: ssl.SSLContext) -> None:
+    with tls_client(relay, trusting, "127.0.0.4") as client:
+        client.send(b"".join(b"AUTH PLAIN " + plain(b"nobody%d" % n) + b"\r\n" for n in range(10)))
+        assert client.codes(4) == [535, 535, 535, 421]
+        assert client.rest() == b""
+
+
+def test_no_password_in_the_clear(relay: Relay) -> None:
+    with Raw(relay.port()) as client:
+        assert b"AUTH" not in client.say(b"EHLO x")
+        assert client.say(b"AUTH PLAIN " + plain(b"alice")).startswith(b"538 5.7.11")
+
+
+# ---- what ends up in headers, files and logs ------------------------------------------------------------------
+
+
+def test_nothing_a_client_says_makes_a_header_line(relay: Relay, trusting: ssl.SSLContext) -> None:
+    before = {file.name for file in (relay.state / "drop").glob("*.eml")}
+    hello = b'x) by evil (\\"; for <z@z>\xe2\x80\xae\xc3\xa9 [1.2.3.4]'
+    sender = b'<"a b;\\"\\\\<>@, X-Receiver: z"@client.example>'
+    with Raw(relay.port()) as client:
+        assert client.say(b"EHLO " + hello).startswith(b"250")
+        assert client.say(b"MAIL FROM:" + sender + b" ENVID=+3Cx+3E").startswith(b"250")
+        assert client.say(b'RCPT TO:<"q \\" X-Sender: y"@local.example>').startswith(b"250")
+        client.send(b"DATA\r\nSubject: x\r\n\r\ntext\r\n.\r\n")
+        assert client.codes(2) == [354, 250]
+    wait_for(lambda: len(list((relay.state / "drop").glob("*.eml"))) > len(before), "the message in the drop folder")
+    (file,) = [file for file in (relay.state / "drop").glob("*.eml") if file.name not in before]
+    text = file.read_bytes()
+    head = text.partition(b"\r\n\r\n")[0].replace(b"\r\n\t", b" ").split(b"\r\n")
+    assert [line.partition(b":")[0] for line in head] == [b"X-Sender", b"X-Receiver", b"Received", b"Subject"]
+    assert head[0] == b"X-Sender: " + sender[1:-1]
+    received = head[2]
+    assert received.isascii()
+    assert received.count(b"(") == received.count(b")") == 1
+    parsed = message_from_bytes(text)
+    assert parsed.keys() == ["X-Sender", "X-Receiver", "Received", "Subject"]
+
+
+def test_a_message_without_a_header_does_not_run_into_the_trace(relay: Relay) -> None:
+    with Raw(relay.port()) as client:
+        for body in (b"\r\n", b"", b"\r\ntext", b"no header at all\r\n", b" folded\r\n", b":\r\n", b"\t\r\n\r\nx"):
+            client.send(
+                b"EHLO x\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@local.example>\r\nDATA\r\n"
+                + body
+                + (b"" if body.endswith(b"\r\n") or not body else b"\r\n")
+                + b".\r\n"
+            )
+            assert client.codes(5) == [250, 250, 250, 354, 250]
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------
+
+
+def test_sizes_at_their_edges(relay: Relay) -> None:
+    port = relay.port("small")
+    with Raw(port) as client:
+        assert b"SIZE 1024\r\n" in client.say(b"EHLO x")
+        assert client.say(b"MAIL FROM:<a@x> SIZE=1025").startswith(b"552 5.3.4")
+        assert client.say(b"MAIL FROM:<a@x> SIZE=99999999999999999999").startswith(b"552 5.3.4")
+        assert client.say(b"MAIL FROM:<a@x> SIZE=999999999999999999999").startswith(b"501")
+        assert client.say(b"MAIL FROM:<a@x> SIZE=-1").startswith(b"501")
+        assert client.say(b"MAIL FROM:<a@x> SIZE=1024").startswith(b"250")
+        client.say(b"RCPT TO:<b@local.example>", b"DATA")
+        assert client.say(b"x" * 1022 + b"\r\n.").startswith(b"250")
+    with Raw(port) as client:
+        client.ready()
+        assert client.say(b"x" * 1023 + b"\r\n.").startswith(b"552 5.3.4")
+        # Dots that are stuffed do not count.
+        client.ready()
+        assert client.say(b"..\r\n" * 300 + b"." + b"x" * 120 + b"\r\n.").startswith(b"250")
+    with Raw(port) as client:
+        client.ready(data=False)
+        client.send(b"BDAT 1024\r\n" + b"x" * 1022 + b"\r\n" + b"BDAT 0 LAST\r\n")
+        assert client.codes(2) == [250, 250]
+        client.ready(data=False)
+        client.send(b"BDAT 1023 LAST\r\n" + b"x" * 1023)  # and the CRLF that it lacks
+        assert client.codes(1) == [552]
+        client.ready(data=False)
+        client.send(b"BDAT 1000\r\n" + b"x" * 1000, b"BDAT 1000\r\n" + b"x" * 1000, b"BDAT 9 LAST\r\n123456789")
+        assert client.codes(3) == [250, 552, 503]
+
+
+def test_a_session_has_its_size(relay: Relay) -> None:
+    with Raw(relay.port("small")) as client:
+        for _ in range(3):
+            client.ready()
+            assert client.say(b"x" * 1022 + b"\r\n.").startswith(b"250")
+        assert client.say(b"MAIL FROM:<a@x>").startswith(b"421 4.7.0")
+        assert client.rest() == b""
+
+
+def test_recipients_over_the_limit_are_put_off_one_by_one(relay: Relay) -> None:
+    with Raw(relay.port("small")) as client:
+        client.ready(data=False)
+        client.send(b"".join(b"RCPT TO:<r%d@local.example>\r\n" % n for n in range(39)))
+        assert client.codes(39) == [250] * 19 + [452] * 20
+        assert client.say(b"DATA").startswith(b"354")
+        assert client.say(b"x: y\r\n\r\n.").startswith(b"250")
+
+
+def test_connections_over_the_cap(relay: Relay) -> None:
+    clients = [Raw(relay.port("small")) for _ in range(3)]
+    try:
+        with Raw(relay.port("small"), greeting=False) as fourth:
+            assert fourth.rest().startswith(b"421 4.7.0")
+        with Raw(relay.port("small"), source="127.0.0.77") as other:
+            assert other.say(b"NOOP").startswith(b"250")
+    finally:
+        for client in clients:
+            client.abort()
+    wait_for(lambda: sessions(relay) == 0, "the sessions to end")
+    Raw(relay.port("small")).close()
+
+
+# ---- clients that leave or dawdle -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1000, 3_000_000], ids=["small", "large"])
+@pytest.mark.parametrize("how", ["close", "abort", "finish"])
+@pytest.mark.parametrize("by", ["DATA", "BDAT"])
+def test_a_client_that_leaves_within_a_message(relay: Relay, size: int, how: str, by: str) -> None:
+    before = accepted(relay)
+    for _ in range(5):
+        client = Raw(relay.port())
+        client.ready(data=by == "DATA")
+        if by == "BDAT":
+            client.send(b"BDAT %d LAST\r\n" % (size + 1000))
+        client.send(b"Subject: x\r\n\r\n" + (b"y" * 98 + b"\r\n") * (size // 100))
+        getattr(client, how)()
+        if how == "finish":
+            client.rest()
+        client.close()
+    wait_for(lambda: sessions(relay) == 0, "the sessions to end")
+    assert accepted(relay) == before
+    assert ControlClient(relay.state / "control.sock").queue({"state": "queued"}) == []
+
+
+@pytest.mark.parametrize("size", [1000, 3_000_000], ids=["small", "large"])
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_a_client_that_leaves_while_its_message_is_made_safe(relay: Relay, size: int, how: str) -> None:
+    """Then it is taken or it is not; nothing is left over."""
+    for _ in range(10):
+        client = Raw(relay.port())
+        client.ready()
+        client.send(b"Subject: x\r\n\r\n" + (b"y" * 98 + b"\r\n") * (size // 100) + b".\r\n")
+        getattr(client, how)()
+        client.close()
+    wait_for(lambda: sessions(relay) == 0, "the sessions to end")
+
+
+def test_a_client_that_says_no_more_still_hears_the_answers(relay: Relay, trusting: ssl.SSLContext) -> None:
+    before = accepted(relay)
+    with Raw(relay.port()) as client:
+        client.send(
+            b"EHLO x\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@local.example>\r\n"
+            b"BDAT 6 LAST\r\nx: y\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@local.example>\r\nDATA\r\nx: y\r\n.\r\nQUIT\r\n"
+        )
+        client.finish()
+        said = client.rest()
+    assert said.endswith(b"221 2.0.0 Bye\r\n"), said
+    relay.wait_until(lambda: accepted(relay) == before + 2, "both messages")
+
+
+def test_slow_clients_are_timed_out(relay: Relay, trusting: ssl.SSLContext) -> None:
+    port = relay.port("hasty")
+    silent = Raw(port)
+    command = Raw(port).send(b"EHL")
+    message = Raw(port).ready().send(b"Subject: x\r\n")
+    chunk = Raw(port).ready(data=False).send(b"BDAT 100 LAST\r\nxyz")
+    between = Raw(port).ready(data=False).send(b"BDAT 3\r\nxyz")
+    assert between.codes(1) == [250]
+    login = Raw(relay.port("hasty-tls"), tls=trusting).send(b"EHLO x\r\nAUTH LOGIN\r\n")
+    assert login.codes(2) == [250, 334]
+    for client in (silent, command, message, chunk, between, login):
+        with client:
+            assert client.rest().startswith(b"421 4.4.2")
+
+
+def test_an_octet_at_a_time_buys_no_time(relay: Relay) -> None:
+    client = Raw(relay.port("hasty")).ready()
+    client.socket.settimeout(0.3)
+    end = monotonic() + 15
+    said = b""
+    with client:
+        while not said and monotonic() < end:
+            try:
+                said = client.send(b"x").socket.recv(1000)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert said.startswith(b"421 4.4.2")
+
+
+# ---- order ----------------------------------------------------------------------------------------------------
+
+
+def test_a_transaction_begins_anew_wherever_it_is_broken_off(relay: Relay) -> None:
+    for again in (b"RSET", b"EHLO y", b"HELO y"):
+        with Raw(relay.port()) as client:
+            for behind in (0, 1, 2):
+                client.ready(data=False)
+                if behind == 0:
+                    client.say(again)
+                    client.say(b"MAIL FROM:<c@x>")
+                if behind == 2:
+                    client.send(b"BDAT 3\r\nx: ")
+                    assert client.codes(1) == [250]
+                assert client.say(again).startswith(b"250")
+                client.send(b"BDAT 3 LAST\r\ny\r\n")
+                assert client.codes(1) == [503]
+                assert client.say(b"DATA").startswith(b"503")
+            client.ready()
+            assert client.say(b"x: y\r\n\r\n.").startswith(b"250")
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_large_messages_are_not_held_in_memory(relay: Relay) -> None:
+    block = (b"y" * 98 + b"\r\n") * 2621  # 256 KiB
+    before = resident(relay)
+    most = before
+    clients = [Raw(relay.port()).ready() for _ in range(4)]
+    for client in clients:
+        client.send(b"Subject: large\r\n\r\n")
+    for number in range(95):
+        for client in clients:
+            client.send(block)
+        if number % 10 == 0:
+            most = max(most, resident(relay))
+    for client in clients:
+        client.send(b".\r\n")
+        assert client.codes(1) == [250]
+        client.close()
+    most = max(most, resident(relay))
+    print("grown KiB", most - before)
+    assert most - before < 30_000
+
+
+# ---- legacy clients -------------------------------------------------------------------------------------------
+
+
+def test_old_devices_are_let_off_and_nothing_else_is(relay: Relay) -> None:
+    before = {file.name for file in (relay.state / "drop").glob("*.eml")}
+    with Raw(relay.port("legacy")) as client:
+        assert b"250-AUTH=PLAIN LOGIN\r\n" in client.say(b"EHLO x") or b"AUTH=PLAIN LOGIN" in client.say(b"EHLO x")
+    with Raw(relay.port("legacy")) as client:
+        client.send(b"MAIL FROM:a@client.example\nRCPT TO: b@local.example\nDATA\n")
+        assert client.codes(3) == [250, 250, 354]
+        client.send(b"Subject: x\n\na\n.\nb\r\n.\nc\n.\r\nd\n" + INNER)
+        assert client.codes(1) == [250]
+        client.ready().send(b"x\r.\r\n.\r\n")
+        assert client.codes(1) == [550]
+        client.ready().send(b"x\0\n.\r\n\r\n.\r\n")
+        assert client.codes(1) == [550]
+    wait_for(lambda: len(list((relay.state / "drop").glob("*.eml"))) > len(before), "the message in the drop folder")
+    (file,) = [file for file in (relay.state / "drop").glob("*.eml") if file.name not in before]
+    text = file.read_bytes().partition(b"Subject: x\r\n")[2]
+    assert text == b"\r\na\r\n.\r\nb\r\n.\r\nc\r\n.\r\nd\r\n" + INNER.removesuffix(b".\r\n")

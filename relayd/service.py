@@ -15,7 +15,6 @@ from ipaddress import ip_address
 from pathlib import Path as File
 from typing import Any, NoReturn
 
-from sdnotify import SystemdNotifier
 from twisted.application.service import IServiceCollection, MultiService
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -41,6 +40,7 @@ from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
 from relayd.settings import Settings
 from relayd.smtpd import Listening, VirtualServer
+from relayd.systemd import notify
 from relayd.threads import BoundedPool
 
 #: Failures of one account from one client before its passwords are no longer looked at, where no directory has a say.
@@ -220,7 +220,7 @@ class RelayService(MultiService):
         for entry in self.listening:
             entry.start()
         self.events.emit(Ready(listening=tuple(entry.text for entry in self.listening)))
-        SystemdNotifier().notify("READY=1")
+        notify("READY=1")
 
     def _not_started(self, failure: Failure) -> None:
         error = failure.value
@@ -231,7 +231,7 @@ class RelayService(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()  # type: ignore[no-untyped-call]
-        SystemdNotifier().notify("STOPPING=1")
+        notify("STOPPING=1")
         self.events.emit(Stopping())
         return Deferred.fromCoroutine(self._stop())
 

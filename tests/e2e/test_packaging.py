@@ -19,9 +19,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Dependencies that are published as source alone; a compiler may not be needed for them.
-PURE_SOURCE = ("sdnotify",)
-
 
 @dataclass(frozen=True)
 class Environment:
@@ -136,19 +133,15 @@ def test_an_edit_is_live_where_it_is_editable(editable: Environment, editable_so
 
 
 def test_the_base_install_compiles_nothing(plain: Environment, source: Path) -> None:
-    """Every dependency comes as a wheel, but for one that has none and is pure Python."""
+    """Every dependency comes as a wheel."""
     report = plain.elsewhere / "report.json"
-    wheels = ["--only-binary=:all:", *(f"--no-binary={name}" for name in PURE_SOURCE)]
     # pip would take what is installed already, and prove nothing.
-    plain.install("--dry-run", "--ignore-installed", *wheels, "--quiet", "--report", report, source)
+    plain.install("--dry-run", "--ignore-installed", "--only-binary=:all:", "--quiet", "--report", report, source)
     items = json.loads(report.read_text())["install"]
     urls = {item["metadata"]["name"].lower(): item["download_info"]["url"] for item in items}
     assert urls.pop("relayd").startswith("file:")
     assert {"twisted", "cryptography", "argon2-cffi-bindings", "tree-sitter-toml"} <= set(urls)
-    assert {name for name, url in urls.items() if not url.endswith(".whl")} == set(PURE_SOURCE)
-    for name in PURE_SOURCE:
-        asked = f"from importlib.metadata import distribution as d; print(d({name!r}).read_text('WHEEL'))"
-        assert "Root-Is-Purelib: true" in plain.run("python", "-c", asked).stdout.splitlines()
+    assert [name for name, url in urls.items() if not url.endswith(".whl")] == []
 
 
 def test_a_sound_configuration_is_0(plain: Environment, source: Path) -> None:

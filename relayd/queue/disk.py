@@ -9,22 +9,29 @@ from contextlib import suppress
 class Disk:
     """Files as :class:`relayd.queue.spool.BodyFile` needs them. All methods block: for a thread."""
 
+    def __init__(self) -> None:
+        self._named: set[str] = set()  # directories whose names are safe
+
     def create(self, path: str) -> int:
         """A new file's descriptor; makes the directory above it, too, and makes that one safe.
 
         :raises FileExistsError: there is such a file.
         """
         parent = os.path.dirname(path)
+        if parent not in self._named:
+            self._name(parent)
         try:
             return self._create(path)
-        except FileNotFoundError:
-            try:
-                os.mkdir(parent, 0o700)
-            except FileExistsError:
-                pass
-            else:
-                self.sync_directory(os.path.dirname(parent))
+        except FileNotFoundError:  # somebody tidied up
+            self._name(parent)
             return self._create(path)
+
+    def _name(self, directory: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        # Another thread may have made it this moment, or a process that died then: that it is there is not enough.
+        self.sync_directory(os.path.dirname(directory))
+        self._named.add(directory)
 
     def _create(self, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -116,6 +116,8 @@ class SqliteStore:
         self._sequence = count(time.time_ns()).__next__
         self._reading = 0
         self._commits = 0
+        self._finished: list[int] = []  # messages whose files may have to go
+        self._removing = False
         self._idle: Deferred[None] | None = None
         self._complained = ("", 0.0)
 
@@ -297,23 +299,34 @@ class SqliteStore:
         return result
 
     def _remove_finished(self, numbers: Sequence[int]) -> None:
-        """Removes the files of what is finished. What fails is an orphan, and goes when the queue is opened again."""
-
-        if self._writer is not None:
-            Deferred.fromCoroutine(self._remove_when_finished(numbers)).addErrback(
+        """Removes the files of what is finished, in few jobs."""
+        self._finished += numbers
+        if self._finished and not self._removing and self._writer is not None:
+            self._removing = True
+            Deferred.fromCoroutine(self._remove_when_finished()).addErrback(
                 lambda failure: self._complain(as_fault(failure.value, "remove finished messages' files"))
             )
 
-    async def _remove_when_finished(self, numbers: Sequence[int]) -> None:
+    async def _remove_when_finished(self) -> None:
         with self.in_flight():
-            found = await self._read(reads.finished, numbers)
-            paths = [self._files.path(ids.encode(number)) for number in found]
-            if paths:
-                await self._in_file_thread(self._remove_files, paths)
+            try:
+                while numbers := tuple(self._finished):
+                    # Where this fails, they wait for the next that is finished.
+                    found = await self._read(reads.finished, numbers)
+                    del self._finished[: len(numbers)]
+                    paths = [self._files.path(ids.encode(number)) for number in found]
+                    if paths:
+                        await self._in_file_thread(self._remove_files, paths)
+            finally:
+                self._removing = False
 
     def _remove_files(self, paths: Sequence[str]) -> None:
+        """What cannot be removed is an orphan, and goes when the queue is opened again."""
         for path in paths:
-            self._disk.remove(path)
+            try:
+                self._disk.remove(path)
+            except OSError as error:
+                self._complain(as_fault(error, "remove a finished message's file"))
 
     def next_due(self) -> Deferred[float | None]:
         """See the interface. A lease counts with its end: then its recipients may be claimed again."""

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from relayd.events import Event
 from relayd.queue import SMALL_BODY, Filter, MessageState, Settlement, SqliteStore
 from relayd.queue.disk import Disk
+from relayd.queue.sqlite import READS
 from tests.unit.queue.conftest import MakeStore
 from tests.unit.queue.loop import Loop, attempt, delivered, envelope, put, put_claimed, put_large
 
@@ -26,6 +27,7 @@ class Recorded(Disk):
     """Writes down which calls were made, and fails or waits at a wish."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[str] = []
         self.fail: dict[str, OSError] = {}
         self.gate: threading.Event | None = None
@@ -117,6 +119,23 @@ def test_the_file_and_its_name_are_safe_before_the_commit(
     assert disk.written == len(LARGE)
 
 
+def test_a_directory_that_somebody_else_made_is_made_safe_too(
+    loop: Loop, make_store: MakeStore, directory: Path
+) -> None:
+    """It may have been made by a process that lost its power before it came to the fsync, or by another thread."""
+    disk = Recorded()
+    store = make_store(disk=disk)
+    draft = store.draft()
+    (directory / "bodies" / draft.message_id[7:9]).mkdir()
+    disk.calls.clear()
+    draft.write(LARGE)
+    loop.wait(draft.commit(envelope(), claimed=False))
+    assert disk.calls.index("sync bodies") < disk.calls.index("sync")
+    disk.calls.clear()
+    loop.wait(put_large(store, LARGE))  # the clock stands still: the same directory
+    assert "sync bodies" not in disk.calls
+
+
 def test_the_row_is_not_there_before_the_name_is_safe(loop: Loop, store: SqliteStore, disk: Recorded) -> None:
     disk.fail["close"] = OSError(errno.EIO, "Input/output error")
     fault = loop.fault(put_large(store, LARGE))
@@ -149,6 +168,32 @@ def test_a_finished_message_loses_its_file(loop: Loop, store: SqliteStore, direc
     loop.wait(store.settle(delivered(claim)))
     loop.poll(lambda: not files(directory))
     assert loop.wait(store.body(claim.message_id)) is None
+
+
+def test_so_do_more_than_may_be_asked_about_at_once(loop: Loop, store: SqliteStore, directory: Path) -> None:
+    octets = b"x" * (SMALL_BODY + 1)
+    claims = [loop.wait(put_large(store, octets, claimed=True))[1] for _ in range(READS + 50)]
+    settled = [store.settle(delivered(claim)) for claim in claims if claim is not None]
+    assert len(settled) == READS + 50
+    for each in settled:
+        loop.wait(each)
+    loop.poll(lambda: not files(directory))
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other(
+    loop: Loop, store: SqliteStore, disk: Recorded, directory: Path, seen: list[Event]
+) -> None:
+    disk.fail["remove"] = OSError(errno.EIO, "Input/output error")
+    _, claim = loop.wait(put_large(store, LARGE, claimed=True))
+    assert claim is not None
+    loop.wait(store.settle(delivered(claim)))
+    loop.poll(lambda: bool(seen))
+    assert len(files(directory)) == 1
+    disk.fail.clear()
+    _, claim = loop.wait(put_large(store, LARGE, claimed=True))
+    assert claim is not None
+    loop.wait(store.settle(delivered(claim)))
+    loop.poll(lambda: len(files(directory)) == 1)
 
 
 def test_a_deferred_one_does_not(loop: Loop, store: SqliteStore, directory: Path) -> None:

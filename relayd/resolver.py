@@ -22,7 +22,7 @@ import dns.rdatatype
 import dns.resolver
 import dns.reversename
 import idna
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThread
 from twisted.names.hosts import searchFileForAll
@@ -100,7 +100,8 @@ class Resolver:
     :param servers: addresses of name servers, ``192.0.2.1``, ``192.0.2.1:53``, ``2001:db8::1`` or
         ``[2001:db8::1]:53``; none = the system's.
     :param reactor: takes the answers from the threads.
-    :param timeout: seconds for one question, all servers together.
+    :param name: of its thread pool. Clients choose what is asked about them, so whoever else asks has another resolver.
+    :param timeout: seconds for one question, all servers and the wait for a thread together.
     :param threads: questions under way at most.
     :param waiting: questions that may wait for a thread.
     :param hosts: the hosts(5) file that :meth:`addresses` reads first.
@@ -111,6 +112,7 @@ class Resolver:
         servers: tuple[str, ...] = (),
         *,
         reactor: IReactorFromThreads,
+        name: str = "dns",
         timeout: float = 5.0,
         threads: int = 8,
         waiting: int = WAITING,
@@ -120,7 +122,7 @@ class Resolver:
         self._clock = clock
         self._timeout = timeout
         self._hosts = FilePath(hosts)
-        self._pool = BoundedPool("dns", reactor, threads=threads, waiting=waiting)
+        self._pool = BoundedPool(name, reactor, threads=threads, waiting=waiting)
         self._cache: dict[_Key, tuple[float, _Answer]] = {}
         self._asked: dict[_Key, list[Deferred[_Answer]]] = {}
         self._closed = False
@@ -143,19 +145,11 @@ class Resolver:
             return NO_NAMES
         kind = "A" if isinstance(address, IPv4Address) else "AAAA"
         names = tuple(dict.fromkeys(pointer.records))[:PTR_NAMES]
-        # All are asked before the first is waited for.
-        asked = [
-            self._ask(dns.name.from_text(name), kind) if _HOST_NAME.fullmatch(name) else None
-            for name in names
-        ]
-        confirmed: list[str] = []
-        claimed: list[str] = []
-        failed = False
-        for name, question in zip(names, asked, strict=True):
-            answer = await question if question is not None else _Answer()
-            failed = failed or bool(answer.failure)
-            (confirmed if address in answer.records else claimed).append(name)
-        return Names(tuple(confirmed), tuple(claimed), failed)
+        hosts = [name for name in names if _HOST_NAME.fullmatch(name)]
+        answers = await _all([self._ask(dns.name.from_text(host), kind) for host in hosts])
+        confirmed = tuple(host for host, answer in zip(hosts, answers, strict=True) if address in answer.records)
+        claimed = tuple(name for name in names if name not in confirmed)
+        return Names(confirmed, claimed, any(answer.failure for answer in answers))
 
     async def mx(self, domain: str) -> tuple[tuple[int, str], ...]:
         """The mail exchangers of *domain* as (preference, host), best first (RFC 5321 5.1).
@@ -192,8 +186,7 @@ class Resolver:
         if host == "localhost" or host.endswith(".localhost"):
             return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
         name = dns.name.from_text(host, dns.name.root if "." in host else None)
-        asked = (self._ask(name, "AAAA"), self._ask(name, "A"))
-        answers = [await question for question in asked]
+        answers = await _all([self._ask(name, "AAAA"), self._ask(name, "A")])
         addresses = tuple(dict.fromkeys(record for answer in answers for record in answer.records))
         if addresses:
             return addresses
@@ -225,12 +218,10 @@ class Resolver:
         if (waiting := self._asked.get(key)) is not None:
             waiting.append(answer)
         elif self._closed:
-            answer.errback(
-                Fault(Reply.of(451, "4.3.2", "System not accepting messages"), "the resolver is closed")
-            )
+            answer.errback(Fault(Reply.of(451, "4.3.2", "System not accepting messages"), "the resolver is closed"))
         else:
             self._asked[key] = [answer]
-            self._pool.run(self._resolve, name, kind).addCallbacks(
+            self._pool.run(self._resolve, name, kind, self._clock() + self._timeout).addCallbacks(
                 self._answered, self._unasked, callbackArgs=(key,), errbackArgs=(key,)
             )
         return answer
@@ -250,8 +241,12 @@ class Resolver:
         for waiting in self._asked.pop(key):
             waiting.errback(failure)
 
-    def _resolve(self, name: dns.name.Name, kind: str) -> _Answer:
+    def _resolve(self, name: dns.name.Name, kind: str, until: float) -> _Answer:
         """Asks; in a thread of the pool."""
+        left = until - self._clock()
+        if self._closed or left <= 0:
+            # What waits behind questions that nobody answers is not to wait for each of them.
+            return _Answer(failure=f"{name} {kind}: too many questions before it", ttl=0)
         if kind in ("A", "AAAA") and (known := self._in_hosts_file(name)):
             wanted = IPv4Address if kind == "A" else IPv6Address
             return _Answer(tuple(a for a in known if isinstance(a, wanted)), ttl=KEEP_FAILURE)
@@ -259,7 +254,7 @@ class Resolver:
             return _Answer(failure=self._unconfigured)
         try:
             found = self._stub.resolve(
-                name, kind, raise_on_no_answer=False, lifetime=self._timeout, search=not name.is_absolute()
+                name, kind, raise_on_no_answer=False, lifetime=left, search=not name.is_absolute()
             )
         except dns.resolver.NXDOMAIN as error:
             responses: dict[Any, dns.message.QueryMessage] = error.kwargs.get("responses", {})
@@ -275,6 +270,15 @@ class Resolver:
         text = name.to_text(omit_final_dot=True).encode("ascii")
         found: list[str] = searchFileForAll(self._hosts, text)
         return [ip_address(address) for address in found]
+
+
+async def _all(asked: Sequence[Deferred[_Answer]]) -> list[_Answer]:
+    """All answers; what one question fails with is raised once all are over."""
+    results = await DeferredList(asked, consumeErrors=True)
+    for _, result in results:
+        if isinstance(result, Failure):
+            result.raiseException()
+    return [answer for _, answer in results]
 
 
 def _stub(servers: Sequence[str]) -> tuple[dns.resolver.Resolver | None, str]:

@@ -154,6 +154,7 @@ class RelayService(MultiService):
         self.events.subscribe(self.totals)
         self.policy = Policy(settings)
         self.resolver = Resolver(settings.dns.servers, reactor=reactor)
+        self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
         self.scheduler = Scheduler(settings, self.policy.domains, self.store, self.events, self.resolver, reactor)
         self._passwords = BoundedPool(
@@ -201,7 +202,7 @@ class RelayService(MultiService):
                 portal=portal,
                 events=self.events,
                 reactor=self._reactor,
-                resolver=self.resolver,
+                resolver=self._client_names,
             )
             self.listening.append(Listening(server, settings.server.state / "tls"))
         for entry in self.listening:
@@ -242,7 +243,7 @@ class RelayService(MultiService):
         if self.scheduler.running:
             await self.scheduler.stopService()
         await self.store.close()
-        await self.resolver.close()
+        await gatherResults([self.resolver.close(), self._client_names.close()])
         self._passwords.stop()
         self._files.stop()
         if self._log is not None:

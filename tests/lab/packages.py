@@ -39,6 +39,29 @@ DEBIAN = (
 )
 """Debian 12 packages. nodejs and npm join them when no `node` or `npm` is on the PATH: not all have Debian's."""
 
+DIRECTORY = (
+    "cyrus-clients",  # smtptest
+    "gcc",
+    "gsasl",
+    "krb5-user",
+    "ldap-utils",
+    "ldb-tools",
+    "libkrb5-dev",
+    "libldb2",
+    "libpython3-dev",
+    "libsasl2-modules",
+    "libsasl2-modules-gssapi-mit",  # GSSAPI and GSS-SPNEGO for smtptest and Postfix
+    "mutt",
+    "python3-samba",
+    "samba",
+    "samba-ad-provision",
+    "samba-dsdb-modules",
+    "samba-vfs-modules",
+    "winbind",
+)
+"""What the directory tests need beside `DEBIAN`: Samba as a domain controller, Kerberos and its mail clients, and what
+gssapi and krb5 are built with. libnss-winbind is left out on purpose: it edits nsswitch.conf."""
+
 NODEMAILER = "nodemailer@6.10.1"
 DOTNET = ("dotnetcore2==3.1.23", "pythonnet==3.2.1")
 # .NET Core 3.1 speaks TLS through OpenSSL 1.1 alone, which Debian 12 no longer has; this wheel brings it along.

@@ -1,0 +1,189 @@
+"""A real Active Directory domain on loopback, for tests: Samba as its controller, in a private directory.
+
+    with DirectoryLab() as lab:
+        lab.kinit("alice")
+
+Each `DirectoryLab` is a copy of one prepared domain (see `tests.lab.domain` for who is in it), and independent of the
+others: a test that locks accounts, or kills its controller, starts its own, which takes a second or two.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import ldap3
+from ldap3.utils.conv import escape_filter_chars
+
+from tests.lab import domain as contents
+from tests.lab.controller import Controller, environment, take_address
+
+__all__ = ["DirectoryLab", "KerberosRefused"]
+
+
+class KerberosRefused(Exception):
+    """kinit got no ticket; the text is what it said."""
+
+
+class DirectoryLab:
+    """One domain controller; use as a context manager, or `start` and `stop`.
+
+    :ivar host: the controller's name, which its certificate has (and `dc2`, and the domain's; no address).
+    :ivar address: where it listens: LDAPS 636, LDAP 389, Kerberos 88, kpasswd 464, RPC 135, DNS 53. Known after
+        `start`, and kept over a later one.
+    :ivar ca: PEM file of the CA that signed its certificate.
+    :ivar users: passwords by sAMAccountName.
+    :ivar keytab: the keys of `tests.lab.domain.SPNS`.
+    :ivar krb5_conf: for KRB5_CONFIG.
+    """
+
+    domain = contents.DOMAIN
+    realm = contents.REALM
+    netbios = contents.NETBIOS
+    base_dn = contents.BASE_DN
+    host = contents.HOST
+    users: Mapping[str, str] = contents.USERS
+
+    def __init__(self) -> None:
+        prepared = contents.template()
+        # Short: there will be sockets in it, whose paths may have 108 octets at most.
+        self.directory = Path(tempfile.mkdtemp(prefix="lab-dc-"))
+        self.directory.chmod(0o755)
+        shutil.copytree(prepared, self.directory, ignore=contents.ignore_sockets, dirs_exist_ok=True)
+        self.ca = self.directory / "ca" / "ca.pem"
+        self.keytab = self.directory / "relay.keytab"
+        self.krb5_conf = self.directory / "krb5.conf"
+        self.address = ""
+        self._keep: IO[str] | None = None
+        self._controller: Controller | None = None
+        self._administrator: ldap3.Connection | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the controller, and wait until it serves.
+
+        :raises NoAddress: no address of the lab's is free, or this is not root.
+        :raises RuntimeError: it ended at once; the text has its log.
+        :raises TimeoutError: it was not ready in time.
+        """
+        if self._keep is None:
+            self.address, self._keep = take_address()
+            contents.configure(self.directory, self.address)
+            self._controller = Controller(self.directory, self.address)
+        self.controller.start()
+
+    def stop(self) -> None:
+        """End the controller in good order. What it knows stays, and so does its address, for another `start`."""
+        self._forget_administrator()
+        if self._controller is not None:
+            self._controller.stop()
+
+    def close(self) -> None:
+        """Stop, remove the directory and give up the address."""
+        try:
+            self.stop()
+        finally:
+            if self._keep is not None:
+                self._keep.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def controller(self) -> Controller:
+        """Its process: `kill`, `pause`, `resume`, `pids`, `log_text`."""
+        assert self._controller is not None, "not started"
+        return self._controller
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For Kerberos programs: this realm, and no ticket cache but those of `kinit`."""
+        return environment(self.directory) | {"KRB5CCNAME": f"FILE:{self.directory}/no-tickets"}
+
+    def kinit(self, name: str, password: str | None = None) -> Path:
+        """Get a ticket-granting ticket, into a cache of its own.
+
+        :param name: sAMAccountName, or with an @ an enterprise name (a UPN).
+        :param password: tried in place of the right one.
+        :returns: the cache, for KRB5CCNAME.
+        :raises KerberosRefused: no ticket.
+        """
+        secret = self.users[name] if password is None else password
+        cache = Path(tempfile.mkdtemp(prefix="tickets-", dir=self.directory)) / "cache"
+        enterprise = ["-E"] if "@" in name else []
+        done = subprocess.run(
+            ["kinit", "-c", f"FILE:{cache}", *enterprise, name],
+            env=self.environment,
+            input=f"{secret}\n",
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise KerberosRefused(done.stderr.strip())
+        return cache
+
+    def connect(self, name: str, password: str | None = None) -> ldap3.Connection:
+        """Bind over LDAPS as `name` (see `domain.connect`)."""
+        return contents.connect(self.address, self.ca, name, password)
+
+    def administrator(self) -> ldap3.Connection:
+        """A bound connection that may change everything; it raises what the controller refuses."""
+        if self._administrator is None:
+            self._administrator = self.connect(contents.ADMINISTRATOR)
+        return self._administrator
+
+    def attributes(self, name: str, *names: str) -> dict[str, list[bytes]]:
+        """Values of attributes of the user, computer or group whose sAMAccountName is `name`; none is an empty list.
+
+        Computed ones (tokenGroups) need `administrator().search` on the object itself: see `dn`.
+        """
+        connection = self.administrator()
+        connection.search(self.base_dn, _account_filter(name), attributes=list(names))
+        entry = _only(connection.response)
+        return {wanted: list(entry["raw_attributes"].get(wanted, [])) for wanted in names}
+
+    def dn(self, name: str) -> str:
+        """The distinguished name of the user, computer or group whose sAMAccountName is `name`."""
+        connection = self.administrator()
+        connection.search(self.base_dn, _account_filter(name))
+        return str(_only(connection.response)["dn"])
+
+    def modify(self, name: str, **attributes: object) -> None:
+        """Replace attributes of the account `name`; None removes one. An underscore stands for a hyphen."""
+        changes = {
+            attribute.replace("_", "-"): [(ldap3.MODIFY_REPLACE, [] if value is None else [value])]
+            for attribute, value in attributes.items()
+        }
+        self.administrator().modify(self.dn(name), changes)
+
+    def bad_password_count(self, name: str) -> int:
+        """badPwdCount of the account: failures since the last success."""
+        return sum(int(value) for value in self.attributes(name, "badPwdCount")["badPwdCount"])
+
+    def _forget_administrator(self) -> None:
+        if self._administrator is not None:
+            connection, self._administrator = self._administrator, None
+            connection.strategy.close()
+
+
+def _account_filter(name: str) -> str:
+    return f"(sAMAccountName={escape_filter_chars(name)})"
+
+
+def _only(response: list[dict[str, Any]]) -> dict[str, Any]:
+    # A search at the domain's root also answers with referrals to its other partitions.
+    (entry,) = (entry for entry in response if entry["type"] == "searchResEntry")
+    return entry

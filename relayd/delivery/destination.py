@@ -28,12 +28,16 @@ DRAIN = 60.0
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A claim that the scheduler holds, with how many jobs of it are open and since when its lease runs."""
+    """A claim that the scheduler holds, with how many jobs of it are open and since when its lease runs.
+
+    :ivar waiting: ids of the recipients of which nothing is recorded yet.
+    """
 
     claim: Claim
     open: int
     leased_at: float
     octets: int
+    waiting: set[int]
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +141,7 @@ class Destination:
 
 @dataclass(slots=True)
 class _Rest:
+    since: float  # the first failure
     until: float
     failures: int
 
@@ -163,8 +168,8 @@ class Health:
 
     def failed(self, hop: Hop, now: float) -> float:
         """*hop* failed. How long it rests, in seconds, where that begins now; else 0."""
-        rest = self._rests.setdefault(hop, _Rest(0.0, 0))
-        if rest.until > now:
+        rest = self._rests.setdefault(hop, _Rest(now, 0.0, 0))
+        if self._left(hop, now):
             return 0.0  # others that were under way when it failed
         seconds = min(REST * 2.0**rest.failures, self._longest)
         rest.failures = min(rest.failures + 1, 16)
@@ -173,14 +178,23 @@ class Health:
         return seconds
 
     def resting(self, hop: Hop, now: float) -> bool:
-        rest = self._rests.get(hop)
-        return rest is not None and rest.until > now
+        return self._left(hop, now) > 0
 
     def until(self, hops: Iterable[Hop], now: float) -> float:
-        """When the first of *hops* may be tried; *now* or earlier = at once."""
-        if not self._rests:
-            return now
-        return min((self._rests[hop].until if hop in self._rests else now for hop in hops), default=now)
+        """When the first of *hops* may be tried; *now* = at once."""
+        return now + min((self._left(hop, now) for hop in hops), default=0.0)
+
+    def dead(self, hops: Iterable[Hop], now: float) -> bool:
+        """Whether each of *hops* has failed for so long that mail may be given up because of it."""
+        return all(hop in self._rests and now - self._rests[hop].since >= self._longest for hop in hops)
+
+    def _left(self, hop: Hop, now: float) -> float:
+        """Seconds that *hop* still rests."""
+        rest = self._rests.get(hop)
+        if rest is None:
+            return 0.0
+        left = rest.until - now
+        return left if 0 < left <= self._longest else 0.0  # longer: the clock was set back
 
     def refresh(self) -> None:
         """Every hop may be tried at once."""

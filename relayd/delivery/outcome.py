@@ -29,6 +29,8 @@ class Result:
         is no host but the drop folder.
     :ivar counts: False = not really tried: the recipient goes back as it was.
     :ivar not_before: for what does not count: when to try again, seconds since the epoch.
+    :ivar ours: that it was not tried is this relay's own doing: no reason to give it up, however old it is, nor to
+        tell its sender.
     """
 
     queued: QueuedRecipient
@@ -39,6 +41,7 @@ class Result:
     confirms: bool | None = True
     counts: bool = True
     not_before: float = 0.0
+    ours: bool = False
 
 
 @dataclass(slots=True)
@@ -138,12 +141,13 @@ def _deferred(claim: Claim, result: Result, delivery: Delivery, now: float, judg
     queued = result.queued
     attempts = queued.attempts + (1 if result.counts else 0)
     scheduled = next_attempt(max(attempts, 1), claim.received_at, now, delivery.retry, delivery.expire)
-    if scheduled is None:
+    if scheduled is None and not result.ours:
         _failed(claim, result, judgement, expired=True)
         return
-    next_at = scheduled if result.counts else result.not_before
+    next_at = scheduled if scheduled is not None and result.counts else result.not_before
     notify = (
-        delay_notice_due(claim.received_at, now, delivery.delay_notice, queued.delay_notified)
+        not result.ours
+        and delay_notice_due(claim.received_at, now, delivery.delay_notice, queued.delay_notified)
         and wanted(queued.recipient, DsnKind.DELAY)
         and not claim.sender.path.null
     )

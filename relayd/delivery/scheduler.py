@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import Service
@@ -114,6 +115,7 @@ class Scheduler(Service):
         self._destinations: dict[str, Destination] = {}
         self._round: deque[Destination] = deque()
         self._held: set[Held] = set()
+        self._by_id: dict[str, list[Held]] = {}
         self._octets = 0
         self._active = 0
         self._pumping = False
@@ -124,7 +126,7 @@ class Scheduler(Service):
             store,
             reactor,
             room=lambda: self.room,
-            take=self.take,
+            take=self._take_due,
             short=self._trim,
             fault=self._store_fault,
         )
@@ -146,8 +148,10 @@ class Scheduler(Service):
     def take(self, claim: Claim) -> None:
         """Delivers *claim*, whose lease the caller hands over."""
         octets = claim.body.octets
-        held = Held(claim, 0, self._clock(), len(octets) if octets is not None else 0)
+        waiting = {queued.id for queued in claim.recipients}
+        held = Held(claim, 0, self._clock(), len(octets) if octets is not None else 0, waiting)
         self._held.add(held)
+        self._by_id.setdefault(claim.message_id, []).append(held)
         self._octets += held.octets
         if self._ticking is None and self.running:
             self._ticking = self._reactor.callLater(TICK, self._tick)
@@ -223,6 +227,20 @@ class Scheduler(Service):
             waiting.callback(None)
 
     # ---- claims in ------------------------------------------------------------------------------------------------
+
+    def _take_due(self, claim: Claim) -> None:
+        """Delivers what the store says is due, but for what is under way here already.
+
+        A lease ends before its delivery when the clock jumps (a machine that slept), or when the store could not
+        renew it. That must not send a message twice, nor one whose result waits for the disk.
+        """
+        if (others := self._by_id.get(claim.message_id)) is not None:
+            held: set[int] = set().union(*(other.waiting for other in others))
+            recipients = tuple(queued for queued in claim.recipients if queued.id not in held)
+            if not recipients:
+                return
+            claim = replace(claim, recipients=recipients)
+        self.take(claim)
 
     def _jobs(self, held: Held) -> list[tuple[Destination, Job]]:
         """The recipients of a claim, by destination, up to 100 a job."""
@@ -343,7 +361,8 @@ class Scheduler(Service):
 
     def _untried(self, recipients: Iterable[QueuedRecipient], reply: Reply, wait: float) -> list[Result]:
         at = self._clock() + wait
-        return [Result(queued, reply, counts=False, not_before=at) for queued in recipients]
+        ours = reply is _STOPPING
+        return [Result(queued, reply, counts=False, not_before=at, ours=ours) for queued in recipients]
 
     def _give_back(self, job: Job, reply: Reply, wait: float) -> None:
         """*job* leaves this process untried, for *wait* seconds at least."""
@@ -396,6 +415,7 @@ class Scheduler(Service):
     def _recorded(
         self, notices: tuple[Claim, ...], held: Held, settlement: Settlement, judgement: Judgement
     ) -> None:
+        held.waiting.difference_update(attempt.recipient_id for attempt in settlement.attempts)
         self._release(held)
         next_at = min(
             (a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None
@@ -433,6 +453,10 @@ class Scheduler(Service):
         if held.open <= 0 and held in self._held:
             self._held.discard(held)
             self._octets -= held.octets
+            others = self._by_id[held.claim.message_id]
+            others.remove(held)
+            if not others:
+                del self._by_id[held.claim.message_id]
             if not self._held:
                 self._wait_over()
 
@@ -462,16 +486,24 @@ class Scheduler(Service):
         """Sends away most of what waits for stalled destinations, and for slow ones where others need the room."""
         now = self._clock()
         short = self.room < LEAST_ROOM
-        for destination in list(self._destinations.values()):
-            if len(destination.queue) <= SHARE:
-                continue
+        crowd = [destination for destination in self._destinations.values() if destination.queue]
+        for destination in crowd:
             stalled = destination.stalled(now)
-            if stalled or short:
-                bears = destination.bears(now, SHARE)
+            share = self._share(destination, len(crowd)) if short else SHARE
+            if len(destination.queue) > share and (stalled or short):
+                bears = destination.bears(now, share)
                 while len(destination.queue) > bears:
                     self._give_back(destination.queue.pop(), _BUSY, destination.send_away(now))
                 if stalled:
                     destination.patience = min(destination.patience * 2, LONGEST_PATIENCE)
+
+    def _share(self, destination: Destination, crowd: int) -> int:
+        """How many jobs *destination* may always keep, of *crowd* that have some: together they leave half free."""
+        share = min(SHARE, CAPACITY // 2 // crowd)
+        if self._octets < MEMORY:
+            return share
+        octets = sum(job.held.octets for job in destination.queue)
+        return min(share, len(destination.queue) * MEMORY // 2 // crowd // max(octets, 1))
 
     def _fault(self, claim: Claim | None, failure: Failure) -> None:
         self._events.emit(

@@ -127,13 +127,16 @@ class Sending:
     def suspended(self, destination: Destination, job: Job) -> list[Result]:
         """*job* untried, since every hop rests."""
         now = self._clock()
-        until = max(self._health.until((hop for hop, _ in destination.hops), now), now + 1.0)
+        hops = [hop for hop, _ in destination.hops]
+        until = max(self._health.until(hops, now), now + 1.0)
+        # A relay that was off for days must not bounce its queue because the network comes up a moment later.
+        early = not self._health.dead(hops, now)
         known = destination.failure
         reply = known.reply if known is not None else Reply.of(451, "4.4.1", "The next hop does not answer")
         detail = "not tried: the next hop rests after a failure"
         host = destination.failure_host
         return [
-            Result(queued, reply, host, detail=detail, counts=False, not_before=until)
+            Result(queued, reply, host, detail=detail, counts=False, not_before=until, ours=early)
             for queued in job.recipients
         ]
 

@@ -36,6 +36,8 @@ Status = Callable[[], Awaitable[Document]]
 
 #: A request body longer than this is refused, in octets.
 LONGEST_REQUEST = 1024 * 1024
+#: So much of a filter is logged, in characters; it may name thousands of messages.
+LONGEST_IN_LOG = 1000
 
 
 class ApiError(Exception):
@@ -195,7 +197,10 @@ class _Queue(Resource):
             self._wake()
         else:
             number = await self._store.drop(wanted, who)
-        self._events.emit(AdminAction(action=action, who=who, detail=f"{number} messages: {octets.decode()}"))
+        asked = octets.decode()
+        if len(asked) > LONGEST_IN_LOG:
+            asked = f"{asked[:LONGEST_IN_LOG]}…"
+        self._events.emit(AdminAction(action=action, who=who, detail=f"{number} messages: {asked}"))
         return {"messages": number}
 
 
@@ -210,10 +215,12 @@ def _text(part: bytes) -> str:
 
 def _filter(octets: bytes) -> Filter:
     try:
-        document = json.loads(octets or b"{}")
+        document = json.loads(octets.decode() or "{}")
         if not isinstance(document, dict):
             raise ValueError("a JSON object is wanted")
         return filter_from(document)
+    except RecursionError:
+        raise ApiError(BAD_REQUEST, "not a filter") from None
     except ValueError as error:
         raise ApiError(BAD_REQUEST, str(error)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Final
 
 from relayd.queue import Filter, HistoryEntry, MessageState, QueueEntry
@@ -84,6 +85,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < inf:  # nor NaN
+        raise ValueError("seconds are wanted")
+    return seconds
+
+
 def _limit(value: Any) -> int:
     if not 1 <= int(value) <= MOST_LISTED:
         raise ValueError(f"1 to {MOST_LISTED}")
@@ -96,7 +104,7 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "recipient": _text,
     "domain": _text,
     "state": MessageState,
-    "older": float,
+    "older": _seconds,
     "error": _text,
     "limit": _limit,
 }

@@ -232,8 +232,6 @@ class RelayESMTP(IdentifiedESMTP):
         self._given = rest.decode("utf-8", "replace")
         sender = parse_mail(rest, legacy=self._legacy)
         self._given = str(sender.path) or "<>"
-        if limits.message_size and sender.size > limits.message_size:
-            raise Fault(replies.TOO_BIG, f"{sender.size} octets announced")
         if self.delivery is not None or self.deliveryFactory is not None:
             return self._mail(sender)
         if self.portal is None:
@@ -249,6 +247,8 @@ class RelayESMTP(IdentifiedESMTP):
 
     def _mail_from(self, sender: Sender, delivery: IRelayDelivery) -> bytes:
         limit = self.server.listener.limits.message_size
+        if limit and sender.size > limit:  # where no policy has said so before, with its rule
+            raise Fault(replies.TOO_BIG, f"{sender.size} octets announced")
         self._transaction = Transaction(delivery, sender, limit, self.internal_fault)
         return replies.SENDER_OK
 

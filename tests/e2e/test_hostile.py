@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from email import message_from_bytes
+from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from relayd.auth import AccountsFile
+from relayd.config import load
 from relayd.control.client import ControlClient
+from relayd.model import NULL_PATH
+from relayd.policy import Policy, Question, explain
+from relayd.wire import parse_address
 from tests.lab.net import wait_for
 from tests.lab.raw import Raw
 from tests.lab.relay import Relay
@@ -113,7 +121,7 @@ END = b"\r\n.\r\n"
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     directory = tmp_path_factory.mktemp("hostile")
     accounts = AccountsFile(directory / "accounts.json")
-    for name in ("alice", "bob"):
+    for name in ("alice", "bob", "carol"):
         accounts.add(name, "secret", (), ())
     with Relay(directory, CONFIG) as running:
         # What is opened once, and kept.
@@ -571,14 +579,10 @@ def test_bad_tokens(relay: Relay, trusting: ssl.SSLContext) -> None:
 
 def test_names_that_would_break_a_log_line(relay: Relay, trusting: ssl.SSLContext) -> None:
     names = ["a\r\nb", 'a"b', "a\x1b[31m", "a\u2028b", "a\u202eb", "\ud7ff", "a=b c=d", "x" * 4000]
-    with_log = len(relay.events)
     for name in names:
         with tls_client(relay, trusting, "127.0.0.10") as client:
             assert client.say(b"AUTH PLAIN " + plain(name.encode(), b"wrong")).startswith((b"535", b"454"))
-    relay.wait_until(
-        lambda: len([e for e in relay.events[with_log:] if e["event"] == "authentication-failed"]) == len(names),
-        "failures",
-    )
+    relay.wait_for("authentication-failed", len(names), client="127.0.0.10")
 
 
 def test_a_guesser_is_locked_out_however_he_spells_the_name(relay: Relay, trusting: ssl.SSLContext) -> None:
@@ -864,3 +868,90 @@ def test_old_devices_are_let_off_and_nothing_else_is(relay: Relay) -> None:
     (file,) = [file for file in (relay.state / "drop").glob("*.eml") if file.name not in before]
     text = file.read_bytes().partition(b"Subject: x\r\n")[2]
     assert text == b"\r\na\r\n.\r\nb\r\n.\r\nc\r\n.\r\nd\r\n" + INNER.removesuffix(b".\r\n")
+
+
+# ---- the control socket ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"limit": Infinity}',
+        b'{"limit": 5}',
+        b'{"older": NaN}',
+        b'{"older": -1}',
+        b'{"state": ["queued"]}',
+        b'{"ids": []}',
+        b'{"sender": ""}',
+        b'{"what": 1}',
+        '{"sender": "*"}'.encode("utf-16"),
+        b'{"sender": "' + b"x" * 2**20 + b'"}',
+    ],
+    ids=lambda request_: repr(request_[:24]),
+)
+def test_a_bad_request_does_nothing_and_is_named(relay: Relay, request_: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(10)
+        control.connect(str(relay.state / "control.sock"))
+        control.sendall(b"POST /api/v1/queue/drop HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(request_) + request_)
+        head, _, body = b"".join(iter(lambda: control.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert json.loads(body)["error"]
+
+
+# ---- explain --------------------------------------------------------------------------------------------------
+
+
+def rule_logged(relay: Relay, event: str, where: str, rule: str) -> bool:
+    return any(rule in entry.get(where, "") for entry in relay.find(event))
+
+
+def test_explain_says_what_the_server_does(relay: Relay, trusting: ssl.SSLContext) -> None:
+    policy = Policy(load(relay.config).settings)
+    tried = 0
+    for listener, source, tls, user in itertools.product(
+        ("smtp", "smtps", "strict", "legacy", "small"), ("127.0.0.1", "127.0.0.99"), (False, True), ("", "carol")
+    ):
+        if tls != (listener == "smtps") and listener in ("smtps", "legacy", "small"):
+            continue
+        for sender, recipient, size in (
+            ("a@client.example", "b@local.example", 0),
+            ("a@client.example", "b@elsewhere.example", 0),
+            ("a@client.example", "b@local.example", 2000),
+            ("a", "b", 0),
+            ("", "postmaster", 0),
+            ("", "b%elsewhere.example@local.example", 0),
+            ("", "b%elsewhere.example@other.example", 0),
+            ("", '"b@elsewhere.example"@other.example', 0),
+        ):
+            with Raw(relay.port(listener), source=source, tls=trusting if listener == "smtps" else None) as client:
+                client.say(b"EHLO x")
+                if tls and listener != "smtps":
+                    client.starttls(trusting).say(b"EHLO x")
+                reply = client.say(b"AUTH PLAIN " + plain(b"carol")) if user else b""
+                if not reply or reply.startswith(b"235"):
+                    reply = client.say(f"MAIL FROM:<{sender}>{f' SIZE={size}' if size else ''}".encode())
+                    if reply.startswith(b"250"):
+                        reply = client.say(f"RCPT TO:<{recipient}>".encode())
+            question = Question(
+                ip_address(source),
+                parse_address(sender) if sender else NULL_PATH,
+                parse_address(recipient),
+                listener=listener,
+                tls=tls,
+                user=user,
+                size=size,
+            )
+            verdict = explain(policy, question).verdict
+            assert int(reply[:3]) == verdict.reply.code, (question, reply, verdict)
+            if not verdict.accepted:
+                assert reply.decode().rstrip() == str(verdict.reply)
+                rules = [e.get("rule") for e in relay.find("refused")] + [
+                    e["reason"] for e in relay.find("authentication-failed")
+                ]
+                assert any(str(verdict.rule) in str(rule) for rule in rules), (verdict, rules)
+            tried += 1
+    assert tried > 100

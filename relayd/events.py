@@ -21,11 +21,7 @@ class Event:
 
     def items(self) -> list[tuple[str, object]]:
         """The fields that hold something, in the order they are declared."""
-        return [
-            (f.name, value)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) not in (None, "", ())
-        ]
+        return [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) not in (None, "", ())]
 
 
 Subscriber = Callable[[float, Event], None]
@@ -256,6 +252,17 @@ class HopRests(Event):
     """A next hop failed, and is left alone for *seconds*; it may have nothing to do with any one message."""
 
     name: ClassVar[str] = "hop-rests"
+    level: ClassVar[str] = "warn"
+    host: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerRests(Event):
+    """A controller of the directory failed, and is left alone for *seconds*."""
+
+    name: ClassVar[str] = "controller-rests"
     level: ClassVar[str] = "warn"
     host: str
     seconds: float

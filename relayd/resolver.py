@@ -170,6 +170,17 @@ class Resolver:
             raise NullMx(domain)
         return tuple(exchangers)
 
+    async def srv(self, name: str) -> tuple[tuple[int, int, str, int], ...]:
+        """The SRV records of *name* as (priority, weight, host, port); () where there is none (RFC 2782).
+
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        answer = await self._ask(dns.name.from_text(a_label(name)), "SRV")
+        if answer.failure:
+            raise _unanswered(name, answer)
+        # A host of "." says that the service is not to be had.
+        return tuple(record for record in answer.records if record[2])
+
     async def addresses(self, host: str) -> tuple[IPAddress, ...]:
         """The IPv6 and IPv4 addresses of *host*, from the hosts file or DNS; () where it has none.
 
@@ -311,6 +322,9 @@ def _value(record: Any) -> Any:
     match record.rdtype:
         case dns.rdatatype.MX:
             return (int(record.preference), record.exchange.to_text(omit_final_dot=True).lower().strip("."))
+        case dns.rdatatype.SRV:
+            target = record.target.to_text(omit_final_dot=True).lower().strip(".")
+            return (int(record.priority), int(record.weight), target, int(record.port))
         case dns.rdatatype.PTR:
             return record.target.to_text(omit_final_dot=True).lower()
         case _:

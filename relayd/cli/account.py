@@ -51,9 +51,7 @@ def list_(context: Context) -> None:
     """Lists the accounts; passwords are not shown."""
     found = sorted(_accounts(context).accounts().values(), key=lambda a: a.name.casefold())
     if context.as_json:
-        context.documents(
-            {"name": a.name, "addresses": list(a.addresses), "groups": list(a.groups)} for a in found
-        )
+        context.documents({"name": a.name, "addresses": list(a.addresses), "groups": list(a.groups)} for a in found)
     else:
         rows = [(a.name, ", ".join(a.addresses), ", ".join(a.groups)) for a in found]
         context.table(("NAME", "ADDRESSES", "GROUPS"), rows)

@@ -39,15 +39,10 @@ class BadmailFolder:
         for recipient, reply in failed:
             lines += [f"To: <{recipient}>", f"Reason: {reply}"]
         reason = b"".join(
-            "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\n"
-            for line in lines
+            "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\n" for line in lines
         )
-        receivers = [
-            q.recipient.path for q in claim.recipients if str(q.recipient.path) in {r for r, _ in failed}
-        ]
-        return self._pool.run(
-            self._write, name, envelope_lines(claim.sender.path, receivers), claim.body, reason
-        )
+        receivers = [q.recipient.path for q in claim.recipients if str(q.recipient.path) in {r for r, _ in failed}]
+        return self._pool.run(self._write, name, envelope_lines(claim.sender.path, receivers), claim.body, reason)
 
     def stop(self) -> None:
         """Waits for what is being written."""

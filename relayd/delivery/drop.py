@@ -79,9 +79,7 @@ class DropFolder:
         for name, top, body, _ in batch:
             file = str(self._folder / name)
             faults.append(durable.guarded(file, durable.write, self._folder, name, _content(top, body)))
-        if not all(faults) and (
-            fault := durable.guarded(str(self._folder), durable.sync_folder, self._folder)
-        ):
+        if not all(faults) and (fault := durable.guarded(str(self._folder), durable.sync_folder, self._folder)):
             return [fault] * len(batch)
         return faults
 
@@ -104,8 +102,7 @@ def envelope_lines(sender: Path, receivers: Iterable[Path]) -> bytes:
     lines = [f"X-Sender: {'<>' if sender.null else sender}", *(f"X-Receiver: {path}" for path in receivers)]
     # A parsed path holds no control character; a line more in this place would be a recipient more.
     return b"".join(
-        "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\r\n"
-        for line in lines
+        "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\r\n" for line in lines
     )
 
 

@@ -124,9 +124,7 @@ def compose(
     recipients = [Recipient(sender.path)]
     if copy_to is not None and copy_to.folded != sender.path.folded:
         recipients.append(Recipient(copy_to))
-    international = sender.smtputf8 or not all(
-        p.ascii for p in (sender.path, *(r.recipient.path for r in reports))
-    )
+    international = sender.smtputf8 or not all(p.ascii for p in (sender.path, *(r.recipient.path for r in reports)))
     boundary = token
     while boundary.encode() in returned:
         boundary += "="

@@ -74,11 +74,7 @@ def disk_fault(error: OSError, what: str) -> Fault:
     """The fault that *error* is to whoever waits: 452 4.3.1 where there is no space, else 451 4.3.0."""
 
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    reply = (
-        Reply.of(452, "4.3.1", "Insufficient storage")
-        if full
-        else Reply.of(451, "4.3.0", "Local storage failed")
-    )
+    reply = Reply.of(452, "4.3.1", "Insufficient storage") if full else Reply.of(451, "4.3.0", "Local storage failed")
     return Fault(reply, f"{what}: {error}")
 
 

@@ -23,9 +23,7 @@ class Notifier:
     :param in_thread: where messages that lie in files are read.
     """
 
-    def __init__(
-        self, settings: Settings, badmail: BadmailFolder, in_thread: InThread, events: Events
-    ) -> None:
+    def __init__(self, settings: Settings, badmail: BadmailFolder, in_thread: InThread, events: Events) -> None:
         server, first = settings.server, settings.first_local
         default = Path("postmaster", first.name if first is not None else server.hostname)
         self._reporter = Reporter(server.hostname, server.postmaster or default)
@@ -41,9 +39,7 @@ class Notifier:
         if judgement.badmail:
             why = await self._keep(claim, judgement, now)
             if why:
-                attempts = [
-                    kept_back(a, now, why) if a.state is MessageState.BADMAIL else a for a in attempts
-                ]
+                attempts = [kept_back(a, now, why) if a.state is MessageState.BADMAIL else a for a in attempts]
         try:
             for kind in judgement.reports:
                 notices.append(await self._notice(claim, kind, judgement, now))
@@ -62,9 +58,7 @@ class Notifier:
         except Exception as error:
             return self._fault(claim, Failure(), error)
         self._events.emit(
-            BadMail(
-                queue_id=claim.message_id, file=file, reason="; ".join(dict.fromkeys(r for _, r in failed))
-            )
+            BadMail(queue_id=claim.message_id, file=file, reason="; ".join(dict.fromkeys(r for _, r in failed)))
         )
         return ""
 
@@ -73,9 +67,7 @@ class Notifier:
         whole = returns_whole(claim.sender, kind, claim.body.size)
         octets = claim.body.octets
         if octets is None:
-            octets = await self._in_thread(
-                lambda: _read(claim.body, claim.body.size if whole else HEADER_LIMIT)
-            )
+            octets = await self._in_thread(lambda: _read(claim.body, claim.body.size if whole else HEADER_LIMIT))
         delivery = self._delivery
         return compose(
             kind,

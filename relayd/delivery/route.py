@@ -60,20 +60,14 @@ class Router:
     def __init__(self, domains: DomainTable, settings: Settings) -> None:
         self._domains = domains
         self._settings = settings
-        self._credentials: Mapping[str, Credential] = MappingProxyType(
-            {c.name: c for c in settings.credentials}
-        )
+        self._credentials: Mapping[str, Credential] = MappingProxyType({c.name: c for c in settings.credentials})
         self._known: dict[str, Route] = {}
 
     def route(self, path: Path) -> tuple[Route, Path]:
         """The route for a recipient, and the address to use there: a bare postmaster gets a real one."""
         if not path.domain:
             server, first = self._settings.server, self._settings.first_local
-            if (
-                server.postmaster is not None
-                and server.postmaster.domain
-                and path.local.lower() == "postmaster"
-            ):
+            if server.postmaster is not None and server.postmaster.domain and path.local.lower() == "postmaster":
                 path = server.postmaster
             elif first is not None:
                 path = Path(path.local, first.name)

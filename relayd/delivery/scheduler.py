@@ -336,12 +336,7 @@ class Scheduler(Service):
                     self._pump()
                 # Others wait and all connections are taken: they are next.
                 crowded = bool(self._round) and self._active >= self._delivery.connections
-                if (
-                    not destination.queue
-                    or crowded
-                    or destination.active > destination.limit
-                    or not self.running
-                ):
+                if not destination.queue or crowded or destination.active > destination.limit or not self.running:
                     break
                 job = destination.queue.popleft()
         finally:
@@ -412,14 +407,10 @@ class Scheduler(Service):
             errbackArgs=(held, settlement, judgement, again),
         )
 
-    def _recorded(
-        self, notices: tuple[Claim, ...], held: Held, settlement: Settlement, judgement: Judgement
-    ) -> None:
+    def _recorded(self, notices: tuple[Claim, ...], held: Held, settlement: Settlement, judgement: Judgement) -> None:
         held.waiting.difference_update(attempt.recipient_id for attempt in settlement.attempts)
         self._release(held)
-        next_at = min(
-            (a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None
-        )
+        next_at = min((a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None)
         if next_at is not None:
             self._intake.wake_at(next_at)
         if settlement.notices:
@@ -444,9 +435,7 @@ class Scheduler(Service):
         if not self.running:
             self._release(held)  # the lease ends by itself
             return
-        self._reactor.callLater(
-            again, self._record, held, settlement, judgement, min(again * 2, LONGEST_AGAIN)
-        )
+        self._reactor.callLater(again, self._record, held, settlement, judgement, min(again * 2, LONGEST_AGAIN))
 
     def _release(self, held: Held) -> None:
         held.open -= 1

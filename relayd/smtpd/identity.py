@@ -189,6 +189,12 @@ class IdentifiedESMTP(SerialESMTP):
         else:
             super().timeoutConnection()
 
+    def shutdown(self, grace: float) -> Deferred[None]:
+        gone = super().shutdown(grace)
+        if self._handshaking:
+            self.wire.abortConnection()  # there is nobody yet to be told, or to be waited for
+        return gone
+
     # AUTH (RFC 4954).
 
     def ext_AUTH(self, rest: bytes) -> Answer:

@@ -23,6 +23,7 @@ from relayd.control.client import ControlClient
 from relayd.model import NULL_PATH
 from relayd.policy import Policy, Question, explain
 from relayd.wire import parse_address
+from tests.e2e.conftest import StartRelay
 from tests.lab.net import wait_for
 from tests.lab.raw import Raw
 from tests.lab.relay import Relay
@@ -822,6 +823,32 @@ def test_a_transaction_begins_anew_wherever_it_is_broken_off(relay: Relay) -> No
                 assert client.say(b"DATA").startswith(b"503")
             client.ready()
             assert client.say(b"x: y\r\n\r\n.").startswith(b"250")
+
+
+def test_a_stop_waits_for_messages_and_for_nobody_else(start_relay: StartRelay, trusting: ssl.SSLContext) -> None:
+    stopping = start_relay(CONFIG)
+    port = stopping.port()
+    message = Raw(port).ready().send(b"Subject: x\r\n")
+    chunk = Raw(port).ready(data=False).send(b"BDAT 7 LAST\r\nx: y")
+    idle = Raw(port)
+    between = Raw(port).ready(data=False)
+    secure = Raw(stopping.port("smtps"), tls=trusting)
+    silent = Raw(stopping.port("smtps"), greeting=False)
+    half = Raw(port)
+    half.say(b"EHLO x", b"STARTTLS")
+    assert stopping.process is not None
+    stopping.process.terminate()
+    for client in (idle, between, secure):
+        assert client.rest() == b"421 4.3.2 Shutting down\r\n"
+    for client in (silent, half):
+        assert client.rest() == b""
+    # All that while, these two could go on.
+    message.send(b".\r\nMAIL FROM:<a@x>\r\n")
+    chunk.send(b"z\r\nMAIL FROM:<a@x>\r\n")
+    for client in (message, chunk):
+        assert client.codes(3) == [250, 421, 0]
+    stopping.stop()
+    stopping.assert_clean()
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------

@@ -61,9 +61,7 @@ def clock() -> ThreadedClock:
 @pytest.fixture
 def resolver(server: DnsServer, clock: ThreadedClock, tmp_path: Path) -> Iterator[Resolver]:
     (tmp_path / "hosts").write_text("192.0.2.99 filed filed.example\n")
-    made = Resolver(
-        (server.address,), reactor=clock, clock=clock.seconds, timeout=1.0, hosts=str(tmp_path / "hosts")
-    )
+    made = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=1.0, hosts=str(tmp_path / "hosts"))
     yield made
     made.close()
 
@@ -78,9 +76,7 @@ class TestNames:
         server.records["app.corp.example", "A"] = ["192.0.2.8", "192.0.2.7"]
         assert clock.result(resolver.names(CLIENT)) == Names(confirmed=("app.corp.example",))
 
-    def test_ipv6_is_confirmed_by_aaaa(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_ipv6_is_confirmed_by_aaaa(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         address = ip_address("2001:db8::7")
         server.records[address.reverse_pointer, "PTR"] = ["app.corp.example."]
         server.records["app.corp.example", "A"] = ["192.0.2.7"]
@@ -162,9 +158,7 @@ class TestMx:
         with pytest.raises(NoSuchDomain):
             clock.result(resolver.mx(domain))
 
-    def test_server_failure_is_temporary(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_server_failure_is_temporary(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         server.broken.add("example.org")
         with pytest.raises(Fault) as caught:
             clock.result(resolver.mx("example.org"))
@@ -177,9 +171,7 @@ class TestMx:
             clock.result(resolver.mx("example.org"))
         assert caught.value.reply.code == 451
 
-    def test_an_answer_too_long_for_udp(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_an_answer_too_long_for_udp(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         server.records["example.org", "MX"] = [f"{n} {'h' * 50}{n}.example.org." for n in range(100)]
         assert len(clock.result(resolver.mx("example.org"))) == 100
         assert server.over_tcp == 1
@@ -200,9 +192,7 @@ class TestAddresses:
         assert clock.result(resolver.addresses("filed.example")) == (ip_address("192.0.2.99"),)
         assert not server.questions
 
-    def test_localhost_needs_no_dns(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_localhost_needs_no_dns(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         assert ip_address("127.0.0.1") in clock.result(resolver.addresses("localhost"))
         assert not server.questions
 
@@ -228,9 +218,7 @@ class TestAddresses:
 
 
 class TestCache:
-    def test_an_answer_is_kept_for_its_ttl(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_an_answer_is_kept_for_its_ttl(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         server.records["example.org", "MX"] = ["10 a.example.org."]
         clock.result(resolver.mx("example.org"))
         server.records["example.org", "MX"] = ["10 b.example.org."]
@@ -240,17 +228,13 @@ class TestCache:
         assert clock.result(resolver.mx("example.org")) == ((10, "b.example.org"),)
         assert server.questions["example.org", "MX"] == 2
 
-    def test_no_such_name_is_kept_too(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_no_such_name_is_kept_too(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         for _ in range(3):
             with pytest.raises(NoSuchDomain):
                 clock.result(resolver.mx("nowhere.example"))
         assert server.questions["nowhere.example", "MX"] == 1
 
-    def test_equal_questions_become_one(
-        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
-    ) -> None:
+    def test_equal_questions_become_one(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         server.records["example.org", "MX"] = ["10 a.example.org."]
 
         async def both() -> list[object]:
@@ -262,9 +246,7 @@ class TestCache:
 
 
 def test_a_full_pool_answers_at_once(server: DnsServer, clock: ThreadedClock) -> None:
-    resolver = Resolver(
-        (server.address,), reactor=clock, clock=clock.seconds, timeout=0.3, threads=1, waiting=1
-    )
+    resolver = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=0.3, threads=1, waiting=1)
     server.silent.update(("a.example", "b.example"))
     waiting = [Deferred.fromCoroutine(resolver.mx(name)) for name in ("a.example", "b.example")]
     with pytest.raises(Fault) as caught:

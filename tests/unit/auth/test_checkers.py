@@ -97,7 +97,14 @@ def test_anonymous_is_nobody(setting: Setting) -> None:
 
 @pytest.mark.parametrize(
     ("name", "password"),
-    [(b"alice", b"wrong"), (b"bob", b"secret"), (b"alice", b""), (b"\xff", b"secret"), (b"alice", b"\xff"), (b"", b"x")],
+    [
+        (b"alice", b"wrong"),
+        (b"bob", b"secret"),
+        (b"alice", b""),
+        (b"\xff", b"secret"),
+        (b"alice", b"\xff"),
+        (b"", b"x"),
+    ],
 )
 def test_everything_else_is_unauthorized(setting: Setting, name: bytes, password: bytes) -> None:
     setting.refused(name, password, UnauthorizedLogin)

@@ -58,9 +58,7 @@ class Pool:
         self.all: list[Sending] = []
         self.answers: Callable[[Sending], None] | None = None
 
-    async def send(
-        self, target: Target, sender: Sender, recipients: Sequence[Recipient], body: MessageBody
-    ) -> Sent:
+    async def send(self, target: Target, sender: Sender, recipients: Sequence[Recipient], body: MessageBody) -> Sent:
         sending = Sending(target, sender, tuple(recipients), body)
         self.under_way.append(sending)
         self.all.append(sending)

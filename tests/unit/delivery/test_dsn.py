@@ -124,9 +124,7 @@ class TestForm:
         assert subject in parsed(notice)["Subject"]
 
     def test_expired(self) -> None:
-        report = Report(
-            recipient("bob@dest.example"), Reply.of(451, "4.4.1", "No connection"), HOST, expired=True
-        )
+        report = Report(recipient("bob@dest.example"), Reply.of(451, "4.4.1", "No connection"), HOST, expired=True)
         each = fields(made(DsnKind.FAILURE, report))[1]
         assert (each["Action"], each["Status"]) == ("failed", "4.4.7")
 
@@ -208,13 +206,9 @@ class TestEightBits:
         assert "To: <älice@corp.example>\r\n".encode() in notice.octets
 
     def test_an_international_recipient(self) -> None:
-        notice = made(
-            DsnKind.FAILURE, Report(Recipient(Path("bøb", "dest.example")), UNKNOWN, HOST), whole=False
-        )
+        notice = made(DsnKind.FAILURE, Report(Recipient(Path("bøb", "dest.example")), UNKNOWN, HOST), whole=False)
         assert "Final-Recipient: utf-8; bøb@dest.example\r\n".encode() in notice.octets
-        assert [part.get_content_type() for part in parsed(notice).iter_parts()][
-            2
-        ] == "message/global-headers"
+        assert [part.get_content_type() for part in parsed(notice).iter_parts()][2] == "message/global-headers"
         assert not notice.envelope.sender.smtputf8
         assert notice.envelope.sender.body is Body.EIGHT_BIT
 

@@ -50,11 +50,7 @@ class TestDrop:
         self, folder: File, drop: DropFolder, clock: ThreadedClock
     ) -> None:
         name = clock.result(
-            wait(
-                drop.deliver(
-                    "M1", 7, path("a@x.example"), [path("b@corp.example"), path("c@corp.example")], BODY
-                )
-            )
+            wait(drop.deliver("M1", 7, path("a@x.example"), [path("b@corp.example"), path("c@corp.example")], BODY))
         )
         assert name == "M1-7.eml"
         assert (folder / name).read_bytes() == (
@@ -101,9 +97,7 @@ class TestDrop:
         assert len(set(clock.result(all_of_them()))) == 20
         assert synced == [1, 20]
 
-    @pytest.mark.parametrize(
-        "message_id", ["../../etc/passwd", "/etc/passwd", ".hidden", "-rf", "a\0b", "", "a/b.eml"]
-    )
+    @pytest.mark.parametrize("message_id", ["../../etc/passwd", "/etc/passwd", ".hidden", "-rf", "a\0b", "", "a/b.eml"])
     def test_no_name_leaves_the_folder(
         self, folder: File, drop: DropFolder, clock: ThreadedClock, message_id: str
     ) -> None:
@@ -135,9 +129,7 @@ class TestDrop:
         assert (caught.value.reply.code, caught.value.reply.enhanced) == (452, "4.3.1")
         assert os.listdir(folder) == []
 
-    def test_a_folder_that_cannot_be_is_a_fault(
-        self, folder: File, drop: DropFolder, clock: ThreadedClock
-    ) -> None:
+    def test_a_folder_that_cannot_be_is_a_fault(self, folder: File, drop: DropFolder, clock: ThreadedClock) -> None:
         folder.parent.mkdir(parents=True)
         folder.write_bytes(b"a file")
         with pytest.raises(Fault) as caught:
@@ -168,21 +160,15 @@ def test_the_null_sender_is_written_as_such() -> None:
 
 
 class TestBadmail:
-    def test_the_message_and_the_reason(
-        self, badmail: BadmailFolder, tmp_path: File, clock: ThreadedClock
-    ) -> None:
+    def test_the_message_and_the_reason(self, badmail: BadmailFolder, tmp_path: File, clock: ThreadedClock) -> None:
         failed = claim("a@x.example", "b@x.example", sender=Sender(Path("")))
-        file = clock.result(
-            wait(badmail.keep(failed, 2, [("b@x.example", "550 5.1.1 no\r\nsuch user")], 10.0))
-        )
+        file = clock.result(wait(badmail.keep(failed, 2, [("b@x.example", "550 5.1.1 no\r\nsuch user")], 10.0)))
         assert File(file).read_bytes() == b"X-Sender: <>\r\nX-Receiver: b@x.example\r\n" + MESSAGE
         reason = File(file).with_suffix(".reason").read_text()
         assert "To: <b@x.example>\nReason: 550 5.1.1 no??such user\n" in reason
         assert sorted(os.listdir(tmp_path / "badmail")) == ["M1-2.eml", "M1-2.reason"]
 
-    def test_a_full_disk_is_a_fault(
-        self, badmail: BadmailFolder, tmp_path: File, clock: ThreadedClock
-    ) -> None:
+    def test_a_full_disk_is_a_fault(self, badmail: BadmailFolder, tmp_path: File, clock: ThreadedClock) -> None:
         (tmp_path / "badmail").write_bytes(b"")
         with pytest.raises(Fault):
             clock.result(wait(badmail.keep(claim("a@x.example"), 1, [("a@x.example", "no")], 10.0)))

@@ -78,9 +78,7 @@ class TestExchangers:
         route = router(settings()).route(Path("a", "example.org"))[0]
         ourselves = Ourselves("relay.corp.example", ())
         results: list[tuple[Hop, ...]] = []
-        Deferred.fromCoroutine(hops(route, lookups, ourselves, 25, shuffle=list.reverse)).addCallback(
-            results.append
-        )
+        Deferred.fromCoroutine(hops(route, lookups, ourselves, 25, shuffle=list.reverse)).addCallback(results.append)
         assert [each.host for each in results[0]] == ["b.example", "a.example"]
 
     def test_without_a_record_the_domain_itself(self) -> None:
@@ -95,9 +93,7 @@ class TestExchangers:
         assert [each.host for each in found(Lookups(records, addresses))] == ["a.example"]
 
     def test_our_address_is_ours_under_any_name(self) -> None:
-        lookups = Lookups(
-            [(10, "a.example"), (20, "b.example")], {"a.example": "::1", "b.example": "192.0.2.25"}
-        )
+        lookups = Lookups([(10, "a.example"), (20, "b.example")], {"a.example": "::1", "b.example": "192.0.2.25"})
         assert [each.host for each in found(lookups)] == ["a.example"]
 
     @pytest.mark.parametrize(
@@ -123,9 +119,7 @@ class TestExchangers:
         assert [each.host for each in found(lookups)] == ["b.example"]
 
     def test_a_failing_name_does_not_hide_a_good_one(self) -> None:
-        lookups = Lookups(
-            [(10, "a.example"), (20, "b.example")], {"a.example": BUSY, "b.example": "198.51.100.1"}
-        )
+        lookups = Lookups([(10, "a.example"), (20, "b.example")], {"a.example": BUSY, "b.example": "198.51.100.1"})
         assert [each.host for each in found(lookups)] == ["b.example"]
 
     def test_no_exchanger_has_an_address(self) -> None:
@@ -162,13 +156,9 @@ class TestWrittenHops:
         ]
 
     def test_one_that_fails_is_left_out(self) -> None:
-        assert [each.host for each in found(Lookups((), {"two.example": "::1"}), self.made)] == [
-            "two.example"
-        ]
+        assert [each.host for each in found(Lookups((), {"two.example": "::1"}), self.made)] == ["two.example"]
 
-    @pytest.mark.parametrize(
-        "addresses", [{}, {"one.example": "", "two.example": BUSY}, {"two.example": "192.0.2.25"}]
-    )
+    @pytest.mark.parametrize("addresses", [{}, {"one.example": "", "two.example": BUSY}, {"two.example": "192.0.2.25"}])
     def test_a_fault_of_the_configuration_is_never_final(self, addresses: dict[str, str | Fault]) -> None:
         with pytest.raises(Fault) as caught:
             found(Lookups((), addresses), self.made)

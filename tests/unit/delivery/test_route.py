@@ -23,9 +23,7 @@ def test_an_alias_is_dropped_as_its_domain() -> None:
 
 
 def test_the_route_of_a_domain_beats_the_smart_host() -> None:
-    table = remote(
-        "*.partner.example", route=(hop("gate.partner.example"),), tls=OutboundTls.VERIFY, connections=3
-    )
+    table = remote("*.partner.example", route=(hop("gate.partner.example"),), tls=OutboundTls.VERIFY, connections=3)
     route, _ = router(settings(table, smart_host=SMART)).route(path("a@x.partner.example"))
     assert route.kind is RouteKind.HOPS
     assert [h.host for h in route.hops] == ["gate.partner.example"]
@@ -78,9 +76,7 @@ class TestPostmaster:
         assert (route.kind, str(address)) == (RouteKind.MX, "it@admin.example")
 
     def test_goes_to_the_first_local_domain(self) -> None:
-        route, address = router(settings(remote("x.example"), local("corp.example"))).route(
-            Path("postmaster")
-        )
+        route, address = router(settings(remote("x.example"), local("corp.example"))).route(Path("postmaster"))
         assert (route.kind, str(address)) == (RouteKind.DROP, "postmaster@corp.example")
 
     def test_is_kept_when_there_is_nowhere_to_send_it(self) -> None:

@@ -219,9 +219,7 @@ class TestHops:
 
     def test_dns_that_fails_is_not(self) -> None:
         rig = Rig(settings())
-        rig.lookups.exchangers["slow.example"] = Fault(
-            Reply.of(451, "4.4.3", "DNS did not answer"), "time-out"
-        )
+        rig.lookups.exchangers["slow.example"] = Fault(Reply.of(451, "4.4.3", "DNS did not answer"), "time-out")
         rig.scheduler.take(claim("a@slow.example"))
         (attempt,) = rig.store.attempts
         assert (attempt.state, attempt.counts, attempt.detail) == (MessageState.QUEUED, True, "time-out")
@@ -303,9 +301,7 @@ class TestConcurrency:
         rig = Rig(settings())
         rig.queue(*many(10000, "slow.example"), at=10.0)
         rig.queue(*many(200, "works.example", start=20000), at=20.0)
-        rig.pool.answers = lambda sending: (
-            sending.answer() if sending.target.host != "mx.slow.example" else None
-        )
+        rig.pool.answers = lambda sending: sending.answer() if sending.target.host != "mx.slow.example" else None
         rig.scheduler.wake()
         for _ in range(90):  # one every second
             rig.clock.advance(1.0)

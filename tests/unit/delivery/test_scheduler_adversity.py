@@ -21,9 +21,7 @@ SMART: dict[str, Any] = {"smart_host": (hop("smart.example"),)}
 
 def many(count: int, domain: str, *, start: int = 1, octets: int = 10) -> list[Claim]:
     body = Octets(b"x" * octets)
-    return [
-        claim(f"u{n}@{domain}", message_id=f"M{n}", first_id=n, body=body) for n in range(start, start + count)
-    ]
+    return [claim(f"u{n}@{domain}", message_id=f"M{n}", first_id=n, body=body) for n in range(start, start + count)]
 
 
 class TestALeaseThatEndedBeforeItsDelivery:

@@ -10,4 +10,6 @@ Nothing here starts relayd. Each module wraps programs that nobody here wrote, o
 - `postfix`: smtp-sink, smtp-source and a private Postfix instance.
 - `scanners`: testssl and nmap, with parsed findings.
 - `malformed`: the malformed mails of CPython's own test suite.
+- `directory`: a real Active Directory domain (Samba): one running controller, on an address of its own.
+- `domain`: who is in that domain, and how it is made. `controller`: the processes of one controller.
 """

@@ -25,6 +25,25 @@ from tests.lab.controller import Controller, environment, take_address
 
 __all__ = ["DirectoryLab", "KerberosRefused"]
 
+TOML = """\
+[dns]
+servers = ["{address}"]
+
+[directory]
+domain = "{domain}"
+netbios = "{netbios}"
+ca = "{ca}"
+bind_user = "svc-search@{domain}"
+bind_password_file = "{directory}/svc-search.secret"
+
+[kerberos]
+keytab = "{keytab}"
+
+[ntlm]
+computer = "{computer}"
+secret_file = "{directory}/relay01.secret"
+"""
+
 
 class KerberosRefused(Exception):
     """kinit got no ticket; the text is what it said."""
@@ -84,6 +103,7 @@ class DirectoryLab:
             contents.configure(self.directory, self.address)
             self._controller = Controller(self.directory, self.address)
         self.controller.start()
+        contents.name_address(self.administrator(), self.address)
 
     def stop(self) -> None:
         """End the controller in good order. What it knows stays, and so does its address, for another `start`."""
@@ -100,9 +120,22 @@ class DirectoryLab:
                 self._keep.close()
             shutil.rmtree(self.directory, ignore_errors=True)
 
+    def kill(self) -> None:
+        """End the controller as a power cut does; `start` brings it back."""
+        self._forget_administrator()
+        self.controller.kill()
+
+    def pause(self) -> None:
+        """Stop the controller from answering: the kernel still accepts connections, and they hang. See `resume`."""
+        self.controller.pause()
+
+    def resume(self) -> None:
+        """Let a paused controller go on."""
+        self.controller.resume()
+
     @property
     def controller(self) -> Controller:
-        """Its process: `kill`, `pause`, `resume`, `pids`, `log_text`."""
+        """Its processes, and its log."""
         assert self._controller is not None, "not started"
         return self._controller
 
@@ -110,6 +143,28 @@ class DirectoryLab:
     def environment(self) -> dict[str, str]:
         """For Kerberos programs: this realm, and no ticket cache but those of `kinit`."""
         return environment(self.directory) | {"KRB5CCNAME": f"FILE:{self.directory}/no-tickets"}
+
+    def toml(self) -> str:
+        """The tables of relayd.toml that join a relay to this domain."""
+        return TOML.format(
+            address=self.address,
+            domain=self.domain,
+            netbios=self.netbios,
+            ca=self.ca,
+            keytab=self.keytab,
+            computer=contents.COMPUTER,
+            directory=self.directory,
+        )
+
+    def named(self, *command: str | Path) -> list[str]:
+        """The command line that runs `command` where this domain's hosts have their names, without /etc/hosts changed.
+
+        It takes a mount namespace of its own, hence root.
+        """
+        script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        hosts = self.directory / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost {contents.RELAY}\n{self.address} {self.host}\n")
+        return ["unshare", "-m", "sh", "-c", script, "sh", str(hosts), *(str(word) for word in command)]
 
     def kinit(self, name: str, password: str | None = None) -> Path:
         """Get a ticket-granting ticket, into a cache of its own.

@@ -44,6 +44,7 @@ __all__ = [
     "configure",
     "connect",
     "ignore_sockets",
+    "name_address",
     "template",
     "tool",
 ]
@@ -255,7 +256,8 @@ def connect(address: str, ca: Path, name: str = ADMINISTRATOR, password: str | N
 def template() -> Path:
     """The domain in a stopped controller's directory, made when there is none yet or it was made otherwise.
 
-    It holds smb.conf, krb5.conf, ca/ca.pem, relay.keytab, and what Samba needs.
+    It holds ca/ca.pem, ca/relay-chain.pem and ca/relay.key (for RELAY and 127.0.0.1), relay.keytab,
+    svc-search.secret and relay01.secret (passwords), and what Samba needs.
 
     :raises RuntimeError: a program failed; the text says which, and what it said.
     """
@@ -277,6 +279,29 @@ def template() -> Path:
                 shutil.copytree(made, unfinished, ignore=ignore_sockets)
             unfinished.rename(wanted)
     return wanted
+
+
+def name_address(administrator: ldap3.Connection, address: str) -> None:
+    """Make the domain's own DNS name `address` as the controller's, in a copy that answers elsewhere than the original.
+
+    :param administrator: bound to that copy.
+    """
+    for zones in ("DomainDnsZones", "ForestDnsZones"):
+        base = f"CN=MicrosoftDNS,DC={zones},{BASE_DN}"
+        administrator.search(base, "(dnsRecord=*)", attributes=["dnsRecord"])
+        for entry in list(administrator.response):
+            old = entry["raw_attributes"]["dnsRecord"]
+            new = [_with_address(record, socket.inet_aton(address)) for record in old]
+            if new != old:
+                administrator.modify(entry["dn"], {"dnsRecord": [(ldap3.MODIFY_REPLACE, new)]})
+
+
+def _with_address(record: bytes, address: bytes) -> bytes:
+    # [MS-DNSP] 2.3.2.2: the type is octets 2 and 3, little-endian; the data begin at octet 24. Type 1 is A. The root
+    # servers' addresses are in there too, and stay.
+    if int.from_bytes(record[2:4], "little") == 1 and record[24:25] == b"\x7f":
+        return record[:24] + address
+    return record
 
 
 def ignore_sockets(directory: str, names: list[str]) -> list[str]:
@@ -316,6 +341,9 @@ def _provision(directory: Path) -> None:
         finally:
             controller.stop()
         _age_password(directory, "lapsed")
+        for name, file in (("svc-search", "svc-search.secret"), (COMPUTER, "relay01.secret")):
+            (directory / file).touch(mode=0o600)
+            (directory / file).write_text(USERS[name])
         for principal in SPNS:
             keytab = str(directory / "relay.keytab")
             tool(directory, "samba-tool", "domain", "exportkeytab", keytab, f"--principal={principal}")
@@ -325,6 +353,7 @@ def _provision(directory: Path) -> None:
 def _certificate(directory: Path) -> None:
     authority = LabCA(directory / "ca", "Lab domain CA")
     leaf = authority.leaf(HOST, f"dc2.{DOMAIN}", DOMAIN, filename="controller", days=3000)
+    authority.leaf(RELAY, "localhost", "127.0.0.1", filename="relay", days=3000)
     tls = directory / "private" / "tls"
     for source, name in ((authority.path, "ca.pem"), (leaf.chain, "cert.pem"), (leaf.key, "key.pem")):
         shutil.copy(source, tls / name)  # with its mode: Samba wants 0600 for the key

@@ -1,23 +1,36 @@
 """Installs the programs that the tests run: Debian packages as root, npm and PyPI extras into var/lab.
 
-`python -m tests.lab.packages` does it all, or, without root, says what is missing and exits 1. It uses the standard
-library alone, so it runs before anything is installed, and answers in a fraction of a second when all is there.
+`python -m tests.lab.packages` does it, or, without root, says what is missing and exits 1; the argument "directory"
+adds what the directory tests need. It uses the standard library alone, so it runs before anything is installed, and
+answers in a fraction of a second when all is there.
 """
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["CACHE", "DEBIAN", "Missing", "dotnet_openssl", "dotnet_python", "ensure", "node_modules"]
+__all__ = [
+    "CACHE",
+    "DEBIAN",
+    "DIRECTORY",
+    "Missing",
+    "dotnet_openssl",
+    "dotnet_python",
+    "ensure",
+    "ensure_directory",
+    "node_modules",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "var" / "lab"
@@ -61,6 +74,8 @@ DIRECTORY = (
 )
 """What the directory tests need beside `DEBIAN`: Samba as a domain controller, Kerberos and its mail clients, and what
 gssapi and krb5 are built with. libnss-winbind is left out on purpose: it edits nsswitch.conf."""
+
+DIRECTORY_MODULES = ("gssapi", "krb5", "impacket")
 
 NODEMAILER = "nodemailer@6.10.1"
 DOTNET = ("dotnetcore2==3.1.23", "pythonnet==3.2.1")
@@ -115,6 +130,42 @@ def ensure(debian: tuple[str, ...] = DEBIAN) -> None:
             _apt(missing)
         _npm()
         _dotnet()
+
+
+def ensure_directory() -> None:
+    """Install what the directory tests need: `DIRECTORY`, and relayd's extras for a directory into this environment.
+
+    gssapi and krb5 take two minutes to build, once; the wheels stay in var/lab.
+
+    :raises Missing: not root, and a Debian package is missing.
+    :raises subprocess.CalledProcessError: apt or pip failed; their output was shown.
+    """
+    ensure((*DEBIAN, *DIRECTORY))
+    if all(map(_importable, DIRECTORY_MODULES)):
+        return
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(map(_importable, DIRECTORY_MODULES)):
+            _directory_extras()
+    importlib.invalidate_caches()
+
+
+def _importable(module: str) -> bool:
+    importlib.invalidate_caches()
+    return importlib.util.find_spec(module) is not None
+
+
+def _directory_extras() -> None:
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    extras = declared["options.extras_require"]
+    wanted = [line for extra in ("kerberos", "netlogon") for line in extras[extra].strip().splitlines()]
+    wheels = CACHE / "wheels"
+    pip = ["nice", "-n", "19", sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    with _once(wheels, f"{' '.join(wanted)} for Python {sys.version_info[0]}.{sys.version_info[1]}") as needed:
+        if needed:
+            _run([*pip, "wheel", "-w", str(wheels), *wanted])
+    _run([*pip, "install", "--no-index", "--find-links", str(wheels), *wanted])
 
 
 def _missing(wanted: tuple[str, ...]) -> list[str]:
@@ -243,10 +294,10 @@ def _run(command: list[str], environment: dict[str, str] | None = None, feed: st
         done.check_returncode()
 
 
-def main() -> int:
-    """Install everything; 1 when something is missing that this user cannot install."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Install what `arguments` ask for; 1 when something is missing that this user cannot install."""
     try:
-        ensure()
+        ensure_directory() if "directory" in arguments else ensure()
     except Missing as missing:
         print(missing, file=sys.stderr)
         return 1
@@ -257,4 +308,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

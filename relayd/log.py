@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, Logger, LogLevel, formatEvent
 from twisted.python.failure import Failure
 
@@ -77,6 +78,8 @@ def twisted_observer(events: Events) -> Callable[[LogEvent], None]:
         if entry.get("log_level", LogLevel.info) < LogLevel.warn and not entry.get("isError"):
             return
         failure = entry.get("log_failure")
+        if isinstance(failure, Failure) and failure.check(ReactorNotRunning):
+            return  # an administrator asked a second time for the stop that is under way
         text = formatEvent(entry)
         if isinstance(failure, Failure):
             text = f"{text}: {failure.getTraceback()}" if text else failure.getTraceback()

@@ -838,8 +838,11 @@ def test_a_stop_waits_for_messages_and_for_nobody_else(start_relay: StartRelay, 
     half.say(b"EHLO x", b"STARTTLS")
     assert stopping.process is not None
     stopping.process.terminate()
+    stopping.wait_for("stopping")
+    stopping.process.terminate()  # by somebody who does not like to wait
     for client in (idle, between, secure):
         assert client.rest() == b"421 4.3.2 Shutting down\r\n"
+        client.close()
     for client in (silent, half):
         assert client.rest() == b""
     # All that while, these two could go on.

@@ -1,0 +1,426 @@
+"""The directory, as the rest of relayd asks it: from the reactor, with answers that are reused for a while.
+
+Threads open connections and wait for answers; which controller is asked, what is kept and what rests is decided in the
+reactor, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThread
+
+from relayd import settings
+from relayd.directory import lookups
+from relayd.directory.answers import Answers
+from relayd.directory.connection import Connection, Controller
+from relayd.directory.controllers import IDLE, Controllers, Known, Purpose, located, parse_server
+from relayd.directory.entries import Group, LockoutPolicy, User
+from relayd.directory.faults import ControllerFault, Refusal, SearcherFault, Unavailable
+from relayd.directory.names import Domain, account_name
+from relayd.directory.searcher import Searcher
+from relayd.events import ControllerRests, Events
+from relayd.model import Fault, IPAddress, Reply
+from relayd.threads import BoundedPool
+
+__all__ = ["Directory", "Probe"]
+
+T = TypeVar("T")
+
+#: Calls under way at most, and calls that may wait for a thread.
+THREADS, WAITING = 8, 64
+#: How long "there is no such account" is kept at most, in seconds: the next day's new colleague shall not wait.
+KEEP_NEGATIVE: Final = 10.0
+#: How long what seldom changes is kept: the domain's names, and its lockout.
+KEEP_DOMAIN, KEEP_LOCKOUT = 3600.0, 300.0
+#: What stands for a fine-grained policy that may not be read: the strictest that is sensible.
+UNREADABLE: Final = LockoutPolicy(3, 1800.0)
+#: Addresses of one controller that are tried at most.
+ADDRESSES: Final = 4
+
+_FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
+_RECIPIENT_UNKNOWN_YET = Reply.of(451, "4.3.0", "Recipients cannot be looked up for now, please try again later")
+
+
+class Dns(Protocol):
+    """Who looks up controllers. ``relayd.resolver.Resolver`` is one."""
+
+    async def addresses(self, host: str) -> tuple[IPAddress, ...]: ...
+
+    async def srv(self, name: str) -> tuple[tuple[int, int, str, int], ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How one controller did: seconds for connection and TLS, for the searcher's bind, and for a search; or *fault*."""
+
+    controller: str
+    connect: float = 0.0
+    bind: float = 0.0
+    search: float = 0.0
+    fault: str = ""
+
+
+class Directory:
+    """A client of one directory.
+
+    :param dns: looks up the controllers.
+    :param reactor: takes the answers from the threads.
+    :param clock: seconds, monotonic; for what is kept and what rests.
+    :raises ValueError: a server is no LDAP URL, or the CA file is none.
+    """
+
+    def __init__(
+        self,
+        settings: settings.Directory,
+        dns: Dns,
+        reactor: Any,
+        events: Events,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        threads: int = THREADS,
+        waiting: int = WAITING,
+    ) -> None:
+        self.settings = settings
+        self._dns = dns
+        self._reactor = reactor
+        self._events = events
+        self._clock = clock
+        self._pool = BoundedPool("directory", reactor, threads=threads, waiting=waiting, full=_FULL)
+        self._context = _context(settings)
+        self._searcher = Searcher(settings.bind_user, settings.bind_password_file, clock)
+        self._listed = [parse_server(text) for text in settings.servers]
+        self._controllers = Controllers(clock)
+        self._addresses: dict[str, tuple[IPAddress, ...]] = {}
+        self._located: tuple[tuple[int, int, str, int], ...] = ()
+        self._order: list[Controller] = []
+        self._pruning: IDelayedCall | None = None
+        self._closed = False
+
+        def keep(found: object) -> float:
+            return settings.cache if found else min(settings.cache, KEEP_NEGATIVE)
+
+        self._domains: Answers[str, Domain] = Answers(lambda _: KEEP_DOMAIN, clock)
+        self._users: Answers[tuple[str, str], User | None] = Answers(keep, clock)
+        self._groups: Answers[str, Group | None] = Answers(lambda _: settings.cache, clock)
+        self._recipients: Answers[tuple[str, ...], bool] = Answers(keep, clock)
+        self._lockouts: Answers[str, LockoutPolicy] = Answers(lambda _: KEEP_LOCKOUT, clock)
+
+    # ---- what is asked ----------------------------------------------------------------------------------------
+
+    async def find(self, name: str, default_domain: str = "", *, fresh: bool = False) -> User | None:
+        """The user or computer called *name*; None where there is none.
+
+        :param name: as :func:`relayd.directory.names.account_name` takes it; ``S-1-…`` is no name.
+        :param default_domain: what a bare name belongs to.
+        :param fresh: ask, whatever is kept.
+        :raises Unavailable: the directory cannot be asked.
+        """
+        key = (name.casefold(), default_domain.casefold())
+        return await self._users.get(key, partial(self._find, name, default_domain), fresh=fresh)
+
+    async def find_sid(self, sid: str, *, fresh: bool = False) -> User | None:
+        """The user or computer with this SID.
+
+        :raises ValueError: *sid* is none.
+        :raises Unavailable: the directory cannot be asked.
+        """
+
+        async def ask() -> User | None:
+            domain = await self.domain()
+            return await self._with_groups(domain, await self._search(partial(lookups.find_sid, domain, sid)))
+
+        return await self._users.get((sid.casefold(), "\0sid"), ask, fresh=fresh)
+
+    async def verify(self, user: User, password: bytes) -> Refusal | None:
+        """Whether *password* is the user's, by a bind; None: it is.
+
+        :raises ValueError: *password* is empty.
+        :raises Unavailable: the directory cannot be asked; ``asked`` says how many binds may have been counted.
+        """
+        if not password:
+            raise ValueError("an empty password is never bound")
+
+        def bind(connection: Connection) -> Refusal | None:
+            return connection.bind(user.dn, password)
+
+        return await self._run(Purpose.CHECK, bind)
+
+    async def has_recipient(self, *addresses: str) -> bool:
+        """Whether one of the mail *addresses* is in the directory.
+
+        :raises Fault: 451 4.3.0, the directory cannot be asked.
+        """
+        key = tuple(address.lower() for address in addresses)
+
+        async def ask() -> bool:
+            domain = await self.domain()
+            return await self._search(partial(lookups.has_recipient, domain, key))
+
+        try:
+            return await self._recipients.get(key, ask)
+        except Fault as fault:
+            raise Fault(_RECIPIENT_UNKNOWN_YET, fault.detail) from None
+
+    async def lockout_policy(self, user: User) -> LockoutPolicy:
+        """When the directory locks this user's account. A fine-grained policy that may not be read counts as strict.
+
+        :raises Unavailable: the directory cannot be asked.
+        """
+
+        async def ask() -> LockoutPolicy:
+            if user.policy:
+                found = await self._search(partial(lookups.fine_grained_lockout, user.policy))
+                return found or UNREADABLE
+            domain = await self.domain()
+            return await self._search(partial(lookups.domain_lockout, domain))
+
+        return await self._lockouts.get(user.policy, ask)
+
+    async def domain(self) -> Domain:
+        """What the directory says of itself.
+
+        :raises Unavailable: the directory cannot be asked.
+        """
+        s = self.settings
+
+        async def ask() -> Domain:
+            return await self._search(partial(lookups.own_domain, s.base, s.domain, s.netbios))
+
+        return await self._domains.get("", ask)
+
+    async def probe(self) -> tuple[Probe, ...]:
+        """Tries each controller, those that rest too.
+
+        :raises Unavailable: the controllers cannot be found.
+        """
+        probes = []
+        for known in await self._candidates(time.monotonic() + self.settings.timeout):
+            until = time.monotonic() + self.settings.timeout
+            try:
+                addresses = await self._resolved(known.controller, until)
+                done = await self._pool.run(self._probe, known.controller, addresses, until)
+            except (ControllerFault, Fault) as fault:
+                done = Probe(str(known.controller), fault=str(fault))
+            probes.append(done)
+        return tuple(probes)
+
+    def close(self) -> Deferred[None]:
+        """Asks no more and closes all connections. Fires when the threads have ended, within the time-out."""
+        self._closed = True
+        if self._pruning is not None:
+            self._pruning.cancel()
+            self._pruning = None
+        self._controllers.prune(time.monotonic() + 1)
+        return deferToThread(self._pool.stop)
+
+    # ---- how it is asked --------------------------------------------------------------------------------------
+
+    async def _find(self, name: str, default_domain: str) -> User | None:
+        domain = await self.domain()
+        wanted = account_name(name, default_domain, domain)
+        if wanted is None:
+            return None
+        return await self._with_groups(domain, await self._search(partial(lookups.find_user, domain, wanted)))
+
+    async def _with_groups(self, domain: Domain, user: User | None) -> User | None:
+        if user is None:
+            return None
+        groups = {sid: self._groups.kept(sid) for sid in user.group_sids}
+        if wanted := [sid for sid, kept in groups.items() if kept is None]:
+            found = await self._search(partial(lookups.find_groups, domain, wanted))
+            for sid in wanted:
+                groups[sid] = (found.get(sid),)
+                self._groups.put(sid, found.get(sid))
+        spelled = set(user.group_sids)
+        for kept in groups.values():
+            group = kept[0] if kept else None
+            if group is not None:
+                spelled.add(group.dn)
+                if group.name:
+                    spelled.add(group.name)
+                    spelled.update({f"{domain.netbios}\\{group.name}"} if domain.netbios else ())
+        return replace(user, groups=frozenset(spelled))
+
+    async def _search(self, work: Callable[[Connection], T]) -> T:
+        return await self._run(Purpose.SEARCH, work)
+
+    async def _run(self, purpose: Purpose, work: Callable[[Connection], T]) -> T:
+        """Has *work* done by the first controller that can, all within the time-out."""
+        deadline = time.monotonic() + self.settings.timeout
+        candidates = await self._candidates(deadline)
+        awake = [known for known in candidates if known.rests_until <= self._clock()]
+        if not awake:
+            raise Unavailable("; ".join(known.why for known in candidates) or "no controller")
+        reasons, asked = [], 0
+        for index, known in enumerate(awake):
+            now = time.monotonic()
+            # Each gets its share of what is left, so that one that hangs leaves time for the next.
+            until = now + (deadline - now) / (len(awake) - index)
+            try:
+                result = await self._attempt(known, purpose, work, until)
+            except ControllerFault as fault:
+                reasons.append(str(fault))
+                asked += fault.asked
+                seconds = known.failed(str(fault), self._clock())
+                self._events.emit(ControllerRests(host=str(known.controller), seconds=seconds, reason=str(fault)))
+                continue
+            except SearcherFault as fault:
+                raise Unavailable(str(fault)) from None
+            known.worked()
+            return result
+        raise Unavailable("; ".join(reasons), asked)
+
+    async def _attempt(self, known: Known, purpose: Purpose, work: Callable[[Connection], T], until: float) -> T:
+        if self._closed:
+            raise Unavailable("closed")
+        idle = known.take(purpose)
+        try:
+            addresses = (idle.address,) if idle is not None else await self._resolved(known.controller, until)
+            use: Callable[[], tuple[Connection, T]] = partial(
+                self._use, idle, known.controller, addresses, purpose, work, until
+            )
+            connection, result = await self._pool.run(use)
+        except Unavailable:
+            raise
+        except Fault:  # the pool is full: nobody has touched the connection
+            if idle is not None:
+                known.put(purpose, idle)
+            raise
+        self._put(known, purpose, connection)
+        return result
+
+    def _put(self, known: Known, purpose: Purpose, connection: Connection) -> None:
+        if self._closed:
+            connection.close()
+            return
+        known.put(purpose, connection)
+        if self._pruning is None:
+            self._pruning = cast(IDelayedCall, self._reactor.callLater(IDLE, self._prune))
+
+    def _prune(self) -> None:
+        self._pruning = None
+        if self._controllers.prune(time.monotonic() - IDLE):
+            self._pruning = cast(IDelayedCall, self._reactor.callLater(IDLE, self._prune))
+
+    # ---- in a thread ------------------------------------------------------------------------------------------
+
+    def _use(
+        self,
+        idle: Connection | None,
+        controller: Controller,
+        addresses: tuple[IPAddress, ...],
+        purpose: Purpose,
+        work: Callable[[Connection], T],
+        until: float,
+    ) -> tuple[Connection, T]:
+        """Does *work* on an idle connection or a new one; in a thread. Whatever fails is closed."""
+        asked = 0
+        if idle is not None:
+            try:
+                idle.limit(until)
+                return idle, _worked(idle, work)
+            except ControllerFault as fault:
+                if not fault.lost:
+                    raise
+                asked = fault.asked  # it ended just now; a new one may do
+        try:
+            connection = self._open(controller, addresses, until)
+            if purpose is Purpose.SEARCH:
+                _worked(connection, lambda opened: self._searcher.sign_in(opened, until))
+            return connection, _worked(connection, work)
+        except ControllerFault as fault:
+            fault.asked += asked
+            raise
+
+    def _open(self, controller: Controller, addresses: tuple[IPAddress, ...], until: float) -> Connection:
+        reasons = []
+        for index, address in enumerate(addresses):
+            now = time.monotonic()
+            try:
+                share = now + (until - now) / (len(addresses) - index)
+                connection = Connection(controller, address, self._context, share)
+            except ControllerFault as fault:
+                reasons.append(str(fault))
+                continue
+            connection.limit(until)
+            return connection
+        raise ControllerFault("; ".join(reasons) or f"{controller}: no address")
+
+    def _probe(self, controller: Controller, addresses: tuple[IPAddress, ...], until: float) -> Probe:
+        start = time.monotonic()
+        connection = self._open(controller, addresses, until)
+        try:
+            connected = time.monotonic()
+            self._searcher.sign_in(connection, until)
+            bound = time.monotonic()
+            lookups.own_domain(self.settings.base, self.settings.domain, self.settings.netbios, connection)
+            return Probe(str(controller), connected - start, bound - connected, time.monotonic() - bound)
+        except SearcherFault as fault:
+            return Probe(str(controller), connected - start, fault=str(fault))
+        finally:
+            connection.close()
+
+    # ---- where the controllers are ----------------------------------------------------------------------------
+
+    async def _candidates(self, until: float) -> list[Known]:
+        if self._listed:
+            return self._controllers.known(self._listed)
+        # MS-ADTS 6.3.2.3: the controllers of a domain.
+        name = f"_ldap._tcp.dc._msdcs.{self.settings.domain}"
+        try:
+            records = tuple(sorted(await self._within(until, self._dns.srv(name))))
+        except (Fault, DeferredTimeout) as error:
+            if not self._located:
+                raise Unavailable(f"{name}: {error or 'DNS timed out'}") from None
+            records = self._located  # an old answer is better than none
+        if not records:
+            raise Unavailable(f"{name}: there is no such SRV record")
+        if records != self._located or not self._order:
+            self._located = records
+            self._order = located(records, self.settings.domain)
+        if not self._order:
+            raise Unavailable(f"{name}: names no host in {self.settings.domain}; list the controllers in servers")
+        return self._controllers.known(self._order)
+
+    async def _resolved(self, controller: Controller, until: float) -> tuple[IPAddress, ...]:
+        host = controller.host
+        try:
+            addresses = (await self._within(until, self._dns.addresses(host)))[:ADDRESSES]
+        except (Fault, DeferredTimeout) as error:
+            addresses = self._addresses.get(host, ())
+            if not addresses:
+                raise ControllerFault(f"{controller}: {error or 'DNS timed out'}") from None
+        if not addresses:
+            raise ControllerFault(f"{controller}: has no address")
+        self._addresses[host] = addresses
+        return addresses
+
+    async def _within(self, until: float, call: Coroutine[Any, Any, T]) -> T:
+        result: Deferred[T] = Deferred.fromCoroutine(call)
+        return await result.addTimeout(max(0.001, until - time.monotonic()), self._reactor)
+
+
+def _worked(connection: Connection, work: Callable[[Connection], T]) -> T:
+    """What *work* brings; when it fails, the connection is closed."""
+    try:
+        return work(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _context(directory: settings.Directory) -> ssl.SSLContext:
+    """TLS that verifies certificate and name, always."""
+    try:
+        return ssl.create_default_context(cafile=str(directory.ca) if directory.ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"directory.ca: {directory.ca}: {error}") from None

@@ -1,0 +1,111 @@
+"""What is asked of Active Directory, each as a function over one connection; in a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from relayd.directory.connection import Connection
+from relayd.directory.entries import (
+    GROUP_ATTRIBUTES,
+    OWN_ATTRIBUTES,
+    USER_ATTRIBUTES,
+    Entry,
+    Group,
+    LockoutPolicy,
+    User,
+    group,
+    interval,
+    sid_octets,
+    user,
+)
+from relayd.directory.faults import ControllerFault
+from relayd.directory.names import AccountName, Domain, equals, recipient_filter, sid_filter, user_filter
+
+_ANY = "(objectClass=*)"
+#: SIDs in one search at most.
+_SIDS_AT_ONCE = 100
+
+
+def own_domain(base: str, dns: str, netbios: str, connection: Connection) -> Domain:
+    """What the controller says of its domain; what an administrator wrote goes first."""
+    root = connection.search("", _ANY, ("defaultNamingContext", "configurationNamingContext"), scope="BASE")
+    entry = root[0] if root else Entry("", {})
+    context = entry.text("defaultNamingContext")
+    if not context and not base:
+        raise ControllerFault(f"{connection.controller}: has no defaultNamingContext; write base")
+    if not dns:
+        parts = [part.strip() for part in context.split(",")]
+        dns = ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
+    configuration = entry.text("configurationNamingContext")
+    if not netbios and configuration:
+        filter = f"(&(objectClass=crossRef){equals('nCName', context)}(nETBIOSName=*))"
+        found = connection.search(f"CN=Partitions,{configuration}", filter, ("nETBIOSName",), scope="LEVEL")
+        netbios = found[0].text("nETBIOSName") if found else ""
+    return Domain(base or context, context or base, dns, netbios)
+
+
+def find_user(domain: Domain, name: AccountName, connection: Connection) -> User | None:
+    """The user called *name*, with the SIDs of its groups; None where there is none, or no single one."""
+    found = connection.search(domain.base, user_filter(name), USER_ATTRIBUTES, most=3)
+    if len(found) > 1:
+        found = [entry for entry in found if name.upn and entry.text("userPrincipalName").lower() == name.upn.lower()]
+    if len(found) != 1:
+        return None
+    return _complete(domain, found[0], connection)
+
+
+def find_sid(domain: Domain, sid: str, connection: Connection) -> User | None:
+    """The user or computer with this SID."""
+    filter = f"(&(objectClass=user){sid_filter((sid_octets(sid),))})"
+    found = connection.search(domain.base, filter, USER_ATTRIBUTES, most=2)
+    return _complete(domain, found[0], connection) if len(found) == 1 else None
+
+
+def _complete(domain: Domain, entry: Entry, connection: Connection) -> User | None:
+    own = connection.search(entry.dn, _ANY, OWN_ATTRIBUTES, scope="BASE")
+    if not own:  # gone, or renamed, between the two searches
+        return None
+    if not own[0].raw("tokenGroups"):
+        # tokenGroups may be hidden from the account that searches; members seldom are.
+        # 1.2.840.113556.1.4.1941: LDAP_MATCHING_RULE_IN_CHAIN (MS-ADTS 3.1.1.3.4.4.3).
+        filter = f"(&(objectClass=group){equals('member:1.2.840.113556.1.4.1941:', entry.dn)})"
+        chain = connection.search(domain.root, filter, ("objectSid",))
+        sids = tuple(raw for one in chain for raw in one.raw("objectSid"))
+        own = [Entry(entry.dn, {**own[0].attributes, "tokengroups": sids})]
+    return user(entry, own[0], time.time())
+
+
+def find_groups(domain: Domain, sids: Iterable[str], connection: Connection) -> dict[str, Group]:
+    """The groups of the domain with these SIDs; those of other domains are not among them."""
+    wanted = tuple(map(sid_octets, sids))
+    found: dict[str, Group] = {}
+    for start in range(0, len(wanted), _SIDS_AT_ONCE):
+        filter = sid_filter(wanted[start : start + _SIDS_AT_ONCE])
+        for entry in connection.search(domain.root, filter, GROUP_ATTRIBUTES):
+            one = group(entry)
+            found[one.sid] = one
+    return found
+
+
+def has_recipient(domain: Domain, addresses: tuple[str, ...], connection: Connection) -> bool:
+    """Whether anything in the directory has one of these mail addresses."""
+    return bool(connection.search(domain.base, recipient_filter(addresses), ("mail",), most=1))
+
+
+def domain_lockout(domain: Domain, connection: Connection) -> LockoutPolicy:
+    """The lockout of the domain."""
+    attributes = ("lockoutThreshold", "lockOutObservationWindow")
+    found = connection.search(domain.root, _ANY, attributes, scope="BASE")
+    if not found:
+        return LockoutPolicy(0, 0.0)
+    return LockoutPolicy(found[0].number(attributes[0]), interval(found[0].number(attributes[1])))
+
+
+def fine_grained_lockout(dn: str, connection: Connection) -> LockoutPolicy | None:
+    """The lockout of a fine-grained password policy; None where the account that searches may not read it."""
+    attributes = ("msDS-LockoutThreshold", "msDS-LockoutObservationWindow")
+    found = connection.search(dn, _ANY, attributes, scope="BASE")
+    if not found or not found[0].raw(attributes[0]):
+        return None
+    return LockoutPolicy(found[0].number(attributes[0]), interval(found[0].number(attributes[1])))

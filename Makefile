@@ -50,5 +50,9 @@ test: packages lint
 bench: packages
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
+# A domain controller on loopback until Ctrl-C, and what to type to try relayd with it.
+lab: $(VENV)/test.stamp
+	@$(BIN)/python -m tests.lab
+
 clean:
 	rm -rf $(VENV) var build dist *.egg-info

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,6 +255,25 @@ class TestLife:
             process.send_signal(signal.SIGKILL)
         wait_for(lambda: not _living(int(session)), "the end of the orphaned controller", 30)
         subprocess.run(["rm", "-r", directory], check=True, timeout=30)
+
+
+def test_make_lab_keeps_it_up_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "tests.lab"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        while (line := process.stdout.readline()) != "Ctrl-C ends it.\n":
+            assert line, said
+            said.append(line)
+        assert "\n[directory]\n" in "".join(said)
+        (config,) = re.findall(r"relayd --config (\S+)", "".join(said))
+        assert domain.DOMAIN in tomllib.loads(Path(config).read_text())["directory"].values()
+        (address,) = re.findall(r"is served at (\S+) by", "".join(said))
+        socket.create_connection((address, 636), 10).close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, 636), 10)
 
 
 def _living(session: int) -> list[str]:

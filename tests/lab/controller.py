@@ -121,6 +121,11 @@ class Controller:
         finally:
             self.kill()
 
+    def wait(self) -> None:
+        """Wait until it ends, however long that takes."""
+        assert self._process is not None, "not started"
+        self._process.wait()
+
     def kill(self) -> None:
         """End it as a power cut does. Those who are connected see a reset or the end of the stream."""
         if self._process is None:

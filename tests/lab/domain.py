@@ -26,6 +26,7 @@ from tests.lab.controller import Controller, environment, take_address
 from tests.lab.packages import CACHE
 
 __all__ = [
+    "ACCOUNTS",
     "ADMINISTRATOR",
     "ALTERNATE_SUFFIX",
     "BASE_DN",
@@ -82,10 +83,12 @@ class Account:
     """A user or computer of the domain.
 
     :ivar name: sAMAccountName.
+    :ivar note: what it is there for.
     :ivar attributes: further attributes; they replace those that every account gets.
     """
 
     name: str
+    note: str
     attributes: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -100,6 +103,7 @@ class Account:
 ACCOUNTS = (
     Account(
         "alice",
+        "in nested groups, with three addresses",
         {
             "displayName": "Alice Liddell",
             "mail": f"alice@{DOMAIN}",
@@ -111,20 +115,21 @@ ACCOUNTS = (
             ],
         },
     ),
-    Account("bob", {"mail": f"bob@{DOMAIN}"}),
-    Account("carol", {"userPrincipalName": f"carol@{ALTERNATE_SUFFIX}"}),
-    Account("jörg", {"mail": f"joerg@{DOMAIN}"}),
-    Account("victim"),  # whose account tests may lock
-    Account("patient"),  # as victim, with FINE_THRESHOLD
-    Account("disabled", {"userAccountControl": NORMAL | DISABLED}),
-    Account("expired", {"accountExpires": "125911584000000000"}),  # in 2000
-    Account("lapsed"),  # its password is older than the domain allows
-    Account("mustchange", {"pwdLastSet": "0"}),
-    Account("locked"),
-    Account("nights", {"logonHours": bytes(21)}),  # may log on at no hour of the week
-    Account("svc-search"),
+    Account("bob", "in no group that may relay", {"mail": f"bob@{DOMAIN}"}),
+    Account("carol", "with an alternate UPN suffix", {"userPrincipalName": f"carol@{ALTERNATE_SUFFIX}"}),
+    Account("jörg", "a name that is not ASCII", {"mail": f"joerg@{DOMAIN}"}),
+    Account("victim", "to be locked by tests"),
+    Account("patient", f"to be locked, after {FINE_THRESHOLD} failures by a fine-grained policy"),
+    Account("disabled", "disabled", {"userAccountControl": NORMAL | DISABLED}),
+    Account("expired", "expired in 2000", {"accountExpires": "125911584000000000"}),
+    Account("lapsed", "with a password older than the domain allows"),
+    Account("mustchange", "must change the password at the next logon", {"pwdLastSet": "0"}),
+    Account("locked", "locked, until an administrator unlocks it"),
+    Account("nights", "may log on at no hour of the week", {"logonHours": bytes(21)}),
+    Account("svc-search", "searches for relayd"),
     Account(
         SERVICE,
+        "has the service principals",
         {
             "servicePrincipalName": [SPNS[0], SPNS[2]],
             "msDS-SupportedEncryptionTypes": AES,
@@ -133,6 +138,7 @@ ACCOUNTS = (
     ),
     Account(
         COMPUTER,
+        "asks the controller about NTLM",
         {
             "objectClass": "computer",
             "userAccountControl": WORKSTATION,

@@ -24,6 +24,7 @@ __all__ = [
     "CACHE",
     "DEBIAN",
     "DIRECTORY",
+    "ROOT",
     "Missing",
     "dotnet_openssl",
     "dotnet_python",

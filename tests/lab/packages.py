@@ -30,6 +30,7 @@ __all__ = [
     "dotnet_python",
     "ensure",
     "ensure_directory",
+    "ensure_extras",
     "node_modules",
 ]
 
@@ -134,14 +135,21 @@ def ensure(debian: tuple[str, ...] = DEBIAN) -> None:
 
 
 def ensure_directory() -> None:
-    """Install what the directory tests need: `DIRECTORY`, and relayd's extras for a directory into this environment.
-
-    gssapi and krb5 take two minutes to build, once; the wheels stay in var/lab.
+    """Install what a domain controller needs: `DIRECTORY`.
 
     :raises Missing: not root, and a Debian package is missing.
-    :raises subprocess.CalledProcessError: apt or pip failed; their output was shown.
+    :raises subprocess.CalledProcessError: apt failed; its output was shown.
     """
     ensure((*DEBIAN, *DIRECTORY))
+
+
+def ensure_extras() -> None:
+    """Install relayd's extras for a directory into this environment; not for tests that do without them.
+
+    gssapi and krb5 take two minutes and more to build, once; the wheels stay in var/lab.
+
+    :raises subprocess.CalledProcessError: pip failed; its output was shown.
+    """
     if all(map(_importable, DIRECTORY_MODULES)):
         return
     with (CACHE / "lock").open("w") as lock:

@@ -44,7 +44,7 @@ class Context:
     @cached_property
     def console(self) -> Console:
         width = None if sys.stdout.isatty() else PIPE_WIDTH
-        return Console(no_color=self._no_color, highlight=False, width=width, soft_wrap=False)
+        return Console(no_color=self._no_color, highlight=False, emoji=False, width=width, soft_wrap=False)
 
     def document(self, document: Any) -> None:
         """Prints one JSON document."""
@@ -61,11 +61,17 @@ class Context:
         for column in table.columns:
             column.overflow = "fold"
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*map(shown, row))
         self.console.print(table, markup=False)
 
 
 pass_context = click.pass_obj
+
+
+def shown(value: object) -> str:
+    """*value* for a terminal: clients and other servers choose some of it, and some characters are orders to it."""
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def age(seconds: float) -> str:

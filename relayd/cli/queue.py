@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from relayd.cli.context import Context, age, octets, pass_context
+from relayd.cli.context import Context, age, octets, pass_context, shown
 from relayd.config import duration
 from relayd.control.documents import MOST_LISTED
 from relayd.queue import MessageState
@@ -95,7 +95,7 @@ def show(context: Context, message_id: str, body: bool) -> None:
         context.document(message)
         return
     for name in ("id", "sender", "received_at", "size", "client", "user", "listener", "tls", "rule", "session"):
-        click.echo(f"{name + ':':13}{message[name] if message[name] != '' else '-'}")
+        click.echo(f"{name + ':':13}{shown(message[name]) or '-'}")
     click.echo()
     context.table(
         ("RECIPIENT", "STATE", "TRIES", "NEXT", "LAST REPLY", "HOST"),

@@ -270,7 +270,8 @@ class RelayESMTP(IdentifiedESMTP):
         return self._rcpt_to(answer, transaction)
 
     def _rcpt_to(self, recipient: Recipient, transaction: Transaction) -> bytes:
-        transaction.recipients.append(recipient)
+        if recipient not in transaction.recipients:  # said twice is not sent twice
+            transaction.recipients.append(recipient)
         return replies.RECIPIENT_OK
 
     def do_DATA(self, rest: bytes) -> Answer:

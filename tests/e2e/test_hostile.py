@@ -985,3 +985,18 @@ def test_explain_says_what_the_server_does(relay: Relay, trusting: ssl.SSLContex
                 assert any(str(verdict.rule) in str(rule) for rule in rules), (verdict, rules)
             tried += 1
     assert tried > 100
+
+
+def test_what_a_client_says_gives_no_orders_to_a_terminal(relay: Relay) -> None:
+    with Raw(relay.port()) as client:
+        client.say(b"EHLO a\xe2\x80\xaeb\xc2\xadc [bold] :smile:", b'MAIL FROM:<"[red]:x:"@client.example>')
+        assert client.say(b"RCPT TO:<b@local.example>", b"RCPT TO:<b@local.example>").startswith(b"250")
+        client.say(b"DATA")
+        queue_id = client.say(b"x: y\r\n\r\n.").split()[-1].decode()
+    relay.wait_for("delivered", queue_id=queue_id, recipient="b@local.example")
+    shown = relay.ctl("queue", "show", queue_id).stdout
+    assert shown.replace("\n", "").isprintable()
+    assert "helo a?b?c [bold] :smile:" in shown
+    assert '"[red]:x:"@client.example' in shown
+    # The recipient that was said twice is one.
+    assert len(relay.ctl_json("queue", "show", queue_id)[0]["recipients"]) == 1

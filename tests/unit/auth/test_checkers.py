@@ -165,3 +165,61 @@ def test_the_password_is_not_in_the_credentials_repr() -> None:
     shown = repr(Password(b"alice", b"hunter2", "LOGIN", Client(Peer(client_address("192.0.2.7")), "smtp")))
     assert "hunter2" not in shown
     assert "alice" in shown
+
+
+def test_spellings_of_a_name_are_counted_together(setting: Setting) -> None:
+    for name in ("alice", "ALICE", "al\u00adice"):
+        setting.refused(name.encode(), b"wrong", UnauthorizedLogin)
+    assert isinstance(setting.refused("\uff41lice".encode(), b"secret", Fault), Fault)
+
+
+def test_the_addresses_of_one_ipv6_host_are_counted_together(setting: Setting) -> None:
+    for host in range(1, 4):
+        setting.refused(b"alice", b"wrong", UnauthorizedLogin, f"2001:db8::{host}")
+    setting.refused(b"alice", b"secret", Fault, "2001:db8::ffff:1")
+    assert setting.login(b"alice", b"secret", "2001:db8:0:1::1").result
+
+
+class InTurn(AtOnce):
+    """A pool that runs its calls when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Callable[[], None]] = []
+
+    def run(self, call: Callable[..., Any], *args: object) -> Deferred[Any]:
+        result: Deferred[Any] = Deferred()
+        self.waiting.append(lambda: super(InTurn, self).run(call, *args).chainDeferred(result))
+        return result
+
+    def work(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+def test_guesses_made_at_once_are_counted_like_others(setting: Setting) -> None:
+    pool = InTurn()
+    setting.portal.registerChecker(
+        AccountsChecker(setting.accounts, pool, setting.failures, setting.clock.seconds)  # type: ignore[arg-type]
+    )
+    guesses = [Deferred.fromCoroutine(_failure(setting.login(b"alice", b"wrong"))) for _ in range(200)]
+    assert len(pool.waiting) == 1
+    pool.work()
+    kinds = [type(guess.result) for guess in guesses]
+    assert kinds == [UnauthorizedLogin] * 3 + [Fault] * 197
+
+
+def test_a_device_with_many_connections_is_checked_once(setting: Setting) -> None:
+    pool = InTurn()
+    setting.portal.registerChecker(
+        AccountsChecker(setting.accounts, pool, setting.failures, setting.clock.seconds)  # type: ignore[arg-type]
+    )
+    logins = [setting.login(b"alice", b"secret") for _ in range(200)]
+    pool.work()
+    assert all(login.result for login in logins)
+    assert pool.calls == 1
+
+
+def test_a_name_longer_than_any_account_s_is_not_looked_up(setting: Setting) -> None:
+    setting.refused(b"x" * 256, b"secret", UnauthorizedLogin)
+    assert setting.pool.calls == 0

@@ -66,6 +66,7 @@ class Destination:
     :ivar served: jobs that came to an end since the last look; *rate*: jobs a second, over the last *looks*.
     :ivar away: jobs that were sent away and are thought to wait outside.
     :ivar hops: what to try, in order; looked up again after *hops_until*.
+    :ivar back_at: when the last of what was sent away because all hops rest comes back.
     """
 
     route: Route
@@ -81,6 +82,7 @@ class Destination:
     looks: int = 0
     away: int = 0
     patience: float = PATIENCE
+    back_at: float = 0.0
     failure: Fault | None = None
     failure_host: str = ""
 

@@ -27,6 +27,8 @@ class Intake:
     :param take: takes one.
     :param short: called when more is due than there is room for; may make some.
     :param fault: told of a store that fails.
+    :param ended: called when it was stopped during a claim, and that claim has come to its end.
+    :ivar claiming: whether a claim is on its way.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Intake:
         take: Callable[[Claim], None],
         short: Callable[[], None],
         fault: Callable[[str, Failure], None],
+        ended: Callable[[], None],
     ) -> None:
         self._store = store
         self._reactor = reactor
@@ -45,8 +48,9 @@ class Intake:
         self._take = take
         self._short = short
         self._fault = fault
+        self._ended = ended
         self._running = False
-        self._claiming = False
+        self.claiming = False
         self._more = False
         self._short_at = 0.0
         self._due: IDelayedCall | None = None
@@ -70,7 +74,7 @@ class Intake:
 
     def room_made(self) -> None:
         """Something was settled: claims more, if more is known to be due."""
-        if not self._more or self._claiming or not self._running:
+        if not self._more or self.claiming or not self._running:
             return
         room = min(self._room(), BATCH)
         if room < LEAST_ROOM:
@@ -80,7 +84,7 @@ class Intake:
                 self._short()
             self.wake_at(now + ROOM_AGAIN)
             return
-        self._claiming = True
+        self.claiming = True
         self._more = False  # a wake() that comes meanwhile sets it again
         self._store.claim(room).addCallbacks(self._claimed, self._failed)
 
@@ -102,10 +106,13 @@ class Intake:
         self.wake()
 
     def _claimed(self, claims: tuple[Claim, ...]) -> None:
-        self._claiming = False
+        self.claiming = False
         self._again = AGAIN
         for claim in claims:
             self._take(claim)
+        if not self._running:
+            self._ended()
+            return
         if claims:
             self._more = True
         if self._more:
@@ -119,7 +126,9 @@ class Intake:
         self.wake_at(now + LONGEST_SLEEP if at is None else max(at, now + SHORTEST_SLEEP))
 
     def _failed(self, failure: Failure) -> None:
-        self._claiming = False
+        self.claiming = False
         self._fault("claim", failure)
+        if not self._running:
+            self._ended()
         self.wake_at(self._reactor.seconds() + self._again)
         self._again = min(self._again * 2, LONGEST_AGAIN)

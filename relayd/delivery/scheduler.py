@@ -129,6 +129,7 @@ class Scheduler(Service):
             take=self._take_due,
             short=self._trim,
             fault=self._store_fault,
+            ended=self._wait_over,
         )
 
     # ---- for those who fill the queue and those who look after it ----------------------------------------------
@@ -204,7 +205,7 @@ class Scheduler(Service):
         await self._until_empty(lambda: bool(self._workers))
         for worker in list(self._workers):
             worker.cancel()
-        await self._until_empty(lambda: bool(self._held))
+        await self._until_empty(lambda: bool(self._held) or self._intake.claiming)
         if self._own_pool is not None:
             await self._own_pool.close()
         await self._drop.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from relayd.delivery.destination import Destination, Health, Job
+from relayd.delivery.destination import LONGEST_REST, Destination, Health, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.mx import Hop
@@ -21,6 +21,8 @@ from relayd.queue.store import MessageBody
 KEEP_HOPS = 30.0
 #: How often a job goes back into its queue because its hop takes no more connections; then it waits its time.
 REQUEUES = 3
+#: So many messages a second come back to see whether a next hop still rests.
+COME_BACK = 200.0
 #: How long mail waits when this relay itself is short of something, in seconds.
 SHORTAGE = 30.0
 
@@ -129,6 +131,8 @@ class Sending:
         now = self._clock()
         hops = [hop for hop, _ in destination.hops]
         until = max(self._health.until(hops, now), now + 1.0)
+        # All at once, a long queue would come and go again with each short rest.
+        until = destination.back_at = min(max(destination.back_at + 1 / COME_BACK, until), until + LONGEST_REST)
         # A relay that was off for days must not bounce its queue because the network comes up a moment later.
         early = not self._health.dead(hops, now)
         known = destination.failure

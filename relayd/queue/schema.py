@@ -91,6 +91,7 @@ END;
 
 -- 3 ATTEMPT: at = now, due = next_at, i = the new state, j = counts, k = delay_notified + 2 * finish, a = reply,
 -- b = host, c = tls, d = detail, e = what.
+-- Why a recipient was not tried is shown as its last reply until there is a real one.
 -- What an administrator dropped stays dropped, what he holds stays held unless it is final now; the history says what
 -- happened all the same. With finish, a message none of whose recipients waits any more loses its octets.
 CREATE TEMP TRIGGER work_attempt INSTEAD OF INSERT ON work WHEN NEW.kind = 3 BEGIN
@@ -103,8 +104,8 @@ CREATE TEMP TRIGGER work_attempt INSTEAD OF INSERT ON work WHEN NEW.kind = 3 BEG
         due_at = NEW.due,
         attempts = attempts + NEW.j,
         delay_notified = delay_notified | (NEW.k & 1),
-        last_reply = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.a ELSE last_reply END,
-        last_host = CASE WHEN NEW.j OR NEW.i <> 0 THEN NEW.b ELSE last_host END
+        last_reply = CASE WHEN NEW.j OR NEW.i <> 0 OR attempts = 0 THEN NEW.a ELSE last_reply END,
+        last_host = CASE WHEN NEW.j OR NEW.i <> 0 OR attempts = 0 THEN NEW.b ELSE last_host END
     WHERE message = NEW.message AND n = NEW.n AND state < 2;
     UPDATE message SET finished_at = NEW.at
         WHERE NEW.k & 2 AND id = NEW.message AND finished_at IS NULL

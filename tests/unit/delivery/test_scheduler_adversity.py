@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from relayd.delivery.destination import Health
 from relayd.delivery.mx import Hop
@@ -102,6 +103,53 @@ class TestManyThatHang:
         assert set(rig.store.states().values()) == {"delivered"}
         assert len(rig.store.states()) == 9 * 250
         assert rig.scheduler.room == CAPACITY
+
+
+class TestADeadHost:
+    def test_a_long_queue_does_not_come_and_go_with_each_short_rest(self) -> None:
+        rig = Rig(settings(retry=(1.0,), **SMART))
+        rig.pool.answers = lambda sending: sending.fault()
+        rig.queue(*many(3000, "x.example"))
+        rig.scheduler.wake()
+        rig.clock.pump([0.5] * 240)
+        assert len(rig.pool.all) >= 60, "it is tried all the same"
+        assert len(rig.store.attempts) < 120 * 300, "fetched and given back over and over"
+        rig.pool.answers = lambda sending: sending.answer()
+        rig.clock.pump([0.5] * 120)
+        assert set(rig.store.states().values()) == {"delivered"}
+
+    def test_what_was_not_tried_tells_why(self) -> None:
+        rig = Rig(settings(**SMART))
+        rig.pool.answers = lambda sending: sending.fault(text="No connection: refused")
+        for each in many(10, "x.example"):
+            rig.scheduler.take(each)
+        untried = [attempt for attempt in rig.store.attempts if not attempt.counts]
+        assert untried
+        assert {str(attempt.reply) for attempt in untried} == {"451 4.4.1 No connection: refused"}
+
+
+class TestAStop:
+    def test_waits_for_a_claim_that_is_on_its_way(self) -> None:
+        """Else the queue is closed before what it brings can be given back."""
+        rig = Rig(settings(**SMART), start=False)
+        coming: Deferred[tuple[Claim, ...]] = Deferred()
+        rig.store.claim = lambda limit: coming  # type: ignore[method-assign]
+        rig.scheduler.startService()
+        stopped: list[object] = []
+        rig.scheduler.stopService().addCallback(stopped.append)
+        assert not stopped
+        coming.callback(tuple(many(200, "x.example")))
+        assert stopped
+        assert set(rig.store.states().values()) == {"queued"}
+
+    def test_but_not_for_ever(self) -> None:
+        rig = Rig(settings(**SMART), start=False)
+        rig.store.claim = lambda limit: Deferred()  # type: ignore[method-assign]
+        rig.scheduler.startService()
+        stopped: list[object] = []
+        rig.scheduler.stopService().addCallback(stopped.append)
+        rig.clock.pump([1.0] * 20)
+        assert stopped
 
 
 class TestExpiry:

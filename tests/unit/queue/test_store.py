@@ -231,6 +231,23 @@ class TestSettling:
         assert again.recipients[0].attempts == 0
         assert [entry.what for entry in loop.wait(store.history(claim.message_id))] == ["accepted"]
 
+    def test_why_it_was_not_tried_is_shown_until_there_is_a_real_reply(
+        self, loop: Loop, now: Now, store: SqliteStore
+    ) -> None:
+        claim = loop.wait(put_claimed(store))
+
+        def shown(state: Attempt) -> str:
+            loop.wait(store.settle(Settlement(claim, (state,))))
+            entry = loop.wait(store.show(claim.message_id))
+            assert entry is not None
+            return entry.recipients[0].last_reply
+
+        rests = Reply.of(451, "4.4.1", "No connection: Connection refused")
+        back = Attempt(0, MessageState.QUEUED, rests, "mx.example[192.0.2.1]:25", next_at=now.at, counts=False)
+        assert shown(back) == "451 4.4.1 No connection: Connection refused"
+        assert shown(attempt(claim.recipients[0], MessageState.QUEUED)) == "450 4.2.0 Greylisted"
+        assert shown(back) == "450 4.2.0 Greylisted"
+
     def test_that_a_delay_was_told_is_remembered(self, loop: Loop, now: Now, store: SqliteStore) -> None:
         claim = loop.wait(put_claimed(store))
         for told in (True, False):

@@ -31,6 +31,7 @@ from relayd.auth import AccountsChecker, AccountsFile, AnonymousChecker, Failure
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import ControlSite, Totals
 from relayd.delivery import Scheduler
+from relayd.delivery.durable import make_folder, sync_folder
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault, Reply
@@ -317,6 +318,7 @@ def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:
     """Makes the state directory and its parts, closed to others, for *user*."""
     state = settings.server.state
     for directory in (state, *(state / name for name in ("queue", "drop", "badmail", "tls"))):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(directory, 0o700)
         if user is not None:
             os.chown(directory, user.pw_uid, user.pw_gid)
+    sync_folder(state)  # a start that was cut short may have made them and come no further

@@ -56,7 +56,7 @@ class BadmailFolder:
             yield from durable.chunks(body)
 
         try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            durable.make_folder(folder)
             durable.write(folder, f"{name}.reason", [reason])
             durable.write(folder, f"{name}.eml", content())
             durable.sync_folder(folder)

@@ -72,7 +72,7 @@ class DropFolder:
     def _write(self, batch: Sequence[_Order]) -> list[Fault | None]:
         """Writes all of *batch*; what went wrong with each. In a thread."""
         try:
-            self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            durable.make_folder(self._folder)
         except OSError as error:
             return [durable.disk_fault(error, str(self._folder))] * len(batch)
         faults = []

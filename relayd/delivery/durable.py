@@ -61,6 +61,16 @@ def write(folder: File, name: str, content: Iterable[bytes]) -> None:
         raise
 
 
+def make_folder(folder: File, mode: int = 0o750) -> None:
+    """Makes *folder*, and what is above it, where it is not there, and makes their names safe."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode)
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: File) -> None:
     """Makes the names in *folder* safe."""
     descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))

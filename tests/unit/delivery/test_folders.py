@@ -58,6 +58,15 @@ class TestDrop:
         )
         assert os.listdir(folder) == [name]
 
+    def test_a_folder_that_had_to_be_made_is_made_safe(
+        self, folder: File, drop: DropFolder, clock: ThreadedClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        safe: list[File] = []
+        really = durable.sync_folder
+        monkeypatch.setattr(durable, "sync_folder", lambda f: (really(f), safe.append(f)))
+        clock.result(wait(drop.deliver("M1", 7, path("a@x.example"), [path("b@corp.example")], BODY)))
+        assert safe == [folder.parent.parent, folder.parent, folder]
+
     def test_a_large_message_is_copied(self, folder: File, drop: DropFolder, clock: ThreadedClock) -> None:
         body = Octets(b"Subject: x\r\n\r\n" + b"y" * 3_000_000 + b"\r\n", filed=True)
         clock.result(wait(drop.deliver("M1", 1, path("a@x"), [path("b@y")], body)))

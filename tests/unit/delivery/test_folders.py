@@ -90,6 +90,7 @@ class TestDrop:
     def test_deliveries_that_coincide_share_a_directory_fsync(
         self, folder: File, drop: DropFolder, clock: ThreadedClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        folder.mkdir(parents=True)
         synced: list[int] = []
         original = durable.sync_folder
 
@@ -132,6 +133,7 @@ class TestDrop:
         def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
+        folder.mkdir(parents=True)
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(Fault) as caught:
             clock.result(wait(drop.deliver("M1", 1, path("a@x"), [path("b@y")], BODY)))

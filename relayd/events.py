@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -21,7 +21,11 @@ class Event:
 
     def items(self) -> list[tuple[str, object]]:
         """The fields that hold something, in the order they are declared."""
-        return [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) not in (None, "", ())]
+        return [
+            (name, value)
+            for name in self.__dataclass_fields__
+            if (value := getattr(self, name)) is not None and value != "" and value != ()
+        ]
 
 
 Subscriber = Callable[[float, Event], None]

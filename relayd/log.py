@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 from twisted.internet.error import ReactorNotRunning
@@ -15,6 +16,7 @@ from twisted.python.failure import Failure
 
 from relayd.events import Event, Events, InternalFault
 
+_encode = json.JSONEncoder(default=str).encode
 _PLAIN = re.compile(r"[^\s\"'=\\]+")
 
 
@@ -34,7 +36,7 @@ def text_line(at: float, event: Event) -> str:
 def json_line(at: float, event: Event) -> str:
     """One JSON object: ``time``, ``level``, ``event``, and the event's fields."""
     document = {"time": _time(at), "level": event.level, "event": event.name, **dict(event.items())}
-    return json.dumps(document, ensure_ascii=True, default=str) + "\n"
+    return _encode(document) + "\n"
 
 
 FORMATS: dict[str, Callable[[float, Event], str]] = {"text": text_line, "json": json_line}
@@ -89,7 +91,13 @@ def twisted_observer(events: Events) -> Callable[[LogEvent], None]:
 
 
 def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, milliseconds = divmod(int(at * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03d}Z"
+
+
+@lru_cache(8)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _word(value: object) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import ClassVar
 
 
@@ -23,9 +24,14 @@ class Event:
         """The fields that hold something, in the order they are declared."""
         return [
             (name, value)
-            for name in self.__dataclass_fields__
+            for name in _names(type(self))
             if (value := getattr(self, name)) is not None and value != "" and value != ()
         ]
+
+
+@cache
+def _names(kind: type[Event]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 Subscriber = Callable[[float, Event], None]

@@ -67,7 +67,11 @@ class Notifier:
         whole = returns_whole(claim.sender, kind, claim.body.size)
         octets = claim.body.octets
         if octets is None:
-            octets = await self._in_thread(lambda: _read(claim.body, claim.body.size if whole else HEADER_LIMIT))
+            limit = claim.body.size if whole else HEADER_LIMIT
+            try:
+                octets = await self._in_thread(lambda: _read(claim.body, limit))
+            except OSError:  # an administrator dropped it, or the disk is sick: then the sender hears of it even so
+                octets, whole = b"", False
         delivery = self._delivery
         return compose(
             kind,

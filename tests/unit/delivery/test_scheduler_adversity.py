@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from relayd.delivery.destination import Health
 from relayd.delivery.mx import Hop
@@ -185,6 +185,23 @@ class TestExpiry:
         rig.clock.advance(60.0)
         assert set(rig.store.states().values()) == {"queued"}
         assert not any(settlement.notices for settlement in rig.store.settlements)
+
+
+class Unreadable(Octets):
+    def open(self) -> BinaryIO:
+        raise FileNotFoundError(2, "No such file or directory")
+
+
+def test_a_bounce_goes_even_when_the_message_cannot_be_read_any_more() -> None:
+    """Else it would be tried, and fail, and be kept for its bounce for ever."""
+    rig = Rig(settings(**SMART))
+    rig.scheduler._notifier._in_thread = lambda call: maybeDeferred(call)  # type: ignore[assignment]
+    rig.scheduler.take(claim("a@x.example", body=Unreadable(b"x", filed=True)))
+    rig.pool.under_way[0].answer(Reply.of(550, "5.1.1", "nobody"))
+    assert rig.store.states()[1] == "bounced"
+    (notice,) = rig.store.settlements[0].notices
+    assert b"550 5.1.1 nobody" in notice.octets
+    assert not rig.named("fault")
 
 
 class TestAClockThatIsSetBack:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import ClassVar
 
 
@@ -29,9 +28,13 @@ class Event:
         ]
 
 
-@cache
 def _names(kind: type[Event]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(field.name for field in fields(kind))
+    return _FIELDS[kind]
+
+
+_FIELDS: dict[type[Event], tuple[str, ...]] = {}
 
 
 Subscriber = Callable[[float, Event], None]

@@ -49,6 +49,7 @@ DEBIAN = (
     "nmap",  # scripts/smtp-open-relay.nse
     "openssl",
     "postfix",  # smtp-source, smtp-sink, a private instance
+    "strace",  # what is on disk before a reply
     "swaks",
     "testssl.sh",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread
 from typing import TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
@@ -66,3 +67,14 @@ class BoundedPool:
         if self._started:
             self._pool.stop()
             self._started = False
+
+    def end(self) -> Deferred[None]:
+        """As :meth:`stop`, for the reactor: fires when the threads have ended."""
+        ended: Deferred[None] = Deferred()
+
+        def wait() -> None:
+            self.stop()
+            self._reactor.callFromThread(ended.callback, None)
+
+        Thread(target=wait, name=f"end of {self.name}").start()
+        return ended

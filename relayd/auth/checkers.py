@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
-from ipaddress import IPv6Address
 
 from twisted.cred.checkers import ANONYMOUS, ICredentialsChecker
 from twisted.cred.credentials import IAnonymous
@@ -16,8 +15,8 @@ from zope.interface import implementer
 
 from relayd.auth.accounts import LONGEST_NAME, Account, AccountsFile, AccountsFileError, same_name
 from relayd.auth.credentials import IPassword, Password
-from relayd.auth.lockout import FailureCount
-from relayd.model import Fault, IPAddress, Principal, Reply
+from relayd.auth.lockout import FailureCount, client_key
+from relayd.model import Fault, Principal, Reply
 from relayd.threads import BoundedPool
 
 #: How long a right password is not checked again, in seconds: devices log in for every message.
@@ -78,7 +77,7 @@ class AccountsChecker:
             raise UnauthorizedLogin("empty password")
         if len(name) > LONGEST_NAME:
             raise UnauthorizedLogin("no name of an account is so long")
-        who = (same_name(name), _where(credentials.client.peer.address))
+        who = (same_name(name), client_key(credentials.client.peer.address))
         while (others := self._turns.get(who)) is not None:
             turn: Deferred[None] = Deferred()
             others.append(turn)
@@ -137,10 +136,3 @@ class AccountsChecker:
 
     def _digest(self, name: str, password: str) -> bytes:
         return hmac.digest(self._key, f"{len(name)}:{name}{password}".encode(), hashlib.sha256)
-
-
-def _where(address: IPAddress) -> str:
-    """What failures are counted by: an address, or the /64 that one IPv6 host chooses its addresses from."""
-    if isinstance(address, IPv6Address):
-        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
-    return str(address)

@@ -4,6 +4,28 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Final
+
+from relayd.directory import LockoutPolicy
+from relayd.model import IPAddress
+from relayd.settings import Lockout
+
+__all__ = ["AccountLockout", "FailureCount", "Limits", "client_key"]
+
+#: Failures of one account from one client, and how long they count, where nothing else is said.
+FAILURES: Final = 10
+FAILURE_WINDOW: Final = 900.0
+#: Failures of one account from all clients, where the directory locks nobody: against guessing from many addresses.
+FAILURES_OF_ALL: Final = 50
+
+
+def client_key(address: IPAddress) -> str:
+    """What failures are counted by: an address, or the /64 that one IPv6 host chooses its addresses from."""
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address)
 
 
 class FailureCount:
@@ -42,3 +64,114 @@ class FailureCount:
 
     def succeeded(self, key: Hashable) -> None:
         self._failures.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many failures of one account relayd lets through to the directory.
+
+    :ivar client: from one client.
+    :ivar strangers: from all clients together that never signed in as this account.
+    :ivar known: from all clients together that did.
+    :ivar window: seconds without a failure after which the count begins anew, as it does in the directory.
+    """
+
+    client: int
+    strangers: int
+    known: int
+    window: float
+
+    @classmethod
+    def of(cls, lockout: Lockout, policy: LockoutPolicy) -> Limits:
+        """What the administrator wrote, or, for ``auto``, half of what the directory's *policy* allows.
+
+        Strangers have one half of the directory's threshold. Clients that are known have what is left of it but one, so
+        that both together never lock the account. (A threshold of 1 or 2 cannot be halved so: one failure each.)
+        """
+        if not lockout.auto:
+            return cls(lockout.failures, lockout.failures, lockout.failures, lockout.seconds)
+        if policy.threshold <= 0:
+            return cls(FAILURES, FAILURES_OF_ALL, FAILURES_OF_ALL, FAILURE_WINDOW)
+        half = max(1, policy.threshold // 2)
+        rest = max(1, policy.threshold - 1 - half)
+        return cls(half, half, rest, policy.window or FAILURE_WINDOW)
+
+
+class _Counts:
+    """Failures by key, forgotten after a window without another; the longest untouched first when there are many.
+
+    Unlike in :class:`FailureCount` the window begins anew with each failure. So does lockOutObservationWindow: failures
+    that come one at a time, each within a window of the last, lock an account in the end.
+    """
+
+    def __init__(self, clock: Callable[[], float], keys: int) -> None:
+        self._clock = clock
+        self._keys = keys
+        self._counts: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+
+    def count(self, key: Hashable, window: float) -> int:
+        count, last = self._counts.get(key, (0, 0.0))
+        return count if count and self._clock() - last <= window else 0
+
+    def add(self, key: Hashable, window: float, times: int) -> None:
+        self._counts[key] = (self.count(key, window) + times, self._clock())
+        self._counts.move_to_end(key)
+        if len(self._counts) > self._keys:
+            self._counts.popitem(last=False)
+
+    def forget(self, key: Hashable) -> None:
+        self._counts.pop(key, None)
+
+
+class AccountLockout:
+    """Keeps relayd from locking accounts in the directory, and a guesser from locking a service out of relayd.
+
+    One for all mechanisms. Before a password or an answer is handed to the directory, :meth:`blocked` is asked; what
+    the directory then counts as a failure goes to :meth:`failed`. A client that has signed in as an account is *known*
+    for it: its attempts are counted apart from those of strangers, so whatever strangers do elsewhere, the known go on.
+
+    :param clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float], keys: int = 50_000) -> None:
+        self._keys = keys
+        self._by_client = _Counts(clock, keys)
+        self._by_account = _Counts(clock, keys)
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def blocked(self, account: str, client: str, limits: Limits) -> str:
+        """Why nothing of *account* from *client* may go to the directory now; empty: it may.
+
+        :param account: what tells the account from others, however its name was written: its SID.
+        :param client: of :func:`client_key`.
+        """
+        if (count := self._by_client.count((account, client), limits.window)) >= limits.client:
+            return f"{count} failures from {client}"
+        known = (account, client) in self._known
+        most = limits.known if known else limits.strangers
+        if (count := self._by_account.count((account, known), limits.window)) >= most:
+            return f"{count} failures from clients that are {'known' if known else 'not known'} for this account"
+        return ""
+
+    def failed(self, account: str, client: str, limits: Limits, times: int = 1) -> None:
+        """The directory counted *times* failures, or may have."""
+        if times <= 0:
+            return
+        self._by_client.add((account, client), limits.window, times)
+        self._by_account.add((account, (account, client) in self._known), limits.window, times)
+
+    def succeeded(self, account: str, client: str) -> None:
+        """The directory let *account* in from *client*, and begins to count anew.
+
+        What strangers did stays counted: a service that signs in all day must not win guesses for them.
+        """
+        self._by_client.forget((account, client))
+        self._by_account.forget((account, True))
+        self.recognised(account, client)
+
+    def recognised(self, account: str, client: str) -> None:
+        """*account* from *client* had the right password, and the directory was not asked."""
+        self._known[account, client] = None
+        self._known.move_to_end((account, client))
+        if len(self._known) > self._keys:
+            self._known.popitem(last=False)

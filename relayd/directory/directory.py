@@ -16,7 +16,6 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.threads import deferToThread
 
 from relayd import settings
 from relayd.directory import lookups
@@ -220,7 +219,7 @@ class Directory:
             self._pruning.cancel()
             self._pruning = None
         self._controllers.prune(time.monotonic() + 1)
-        return deferToThread(self._pool.stop)
+        return self._pool.end()
 
     # ---- how it is asked --------------------------------------------------------------------------------------
 

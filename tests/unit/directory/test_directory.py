@@ -1,0 +1,261 @@
+"""Questions to a directory that is well, and how often it is asked."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+
+from relayd.directory import Directory, LockoutPolicy, Refusal, User
+from relayd.directory.entries import AccountState
+from tests.lab.net import wait_for
+from tests.unit.directory.conftest import FakeDns, MakeDirectory, descriptors, fired
+from tests.unit.directory.server import BASE, SEARCHER, FakeDirectory, person
+from tests.unit.test_resolver import ThreadedClock
+
+ALICE = f"CN=alice,{BASE}"
+
+
+def found(clock: ThreadedClock, directory: Directory, name: str, default_domain: str = "") -> User:
+    user = clock.result(directory.find(name, default_domain))
+    assert user is not None
+    return user
+
+
+class TestUsers:
+    @pytest.mark.parametrize("name", ["alice", "ALICE", "CORP\\alice", "alice@corp.example", "alice@CORP"])
+    def test_all_that_is_known_of_a_user(self, clock: ThreadedClock, directory: Directory, name: str) -> None:
+        assert found(clock, directory, name) == User(
+            dn=ALICE,
+            name="alice",
+            upn="alice@corp.example",
+            sid="S-1-5-21-1-2-3-1001",
+            addresses=("alice@corp.example", "sales@corp.example"),
+            state=AccountState(),
+            group_sids=("S-1-5-21-1-2-3-600",),
+            groups=frozenset(
+                {"S-1-5-21-1-2-3-600", "App Senders", "CORP\\App Senders", f"CN=Senders,{BASE}"},
+            ),
+            password_set=134400403457254380,
+        )
+
+    def test_a_computer(self, clock: ThreadedClock, directory: Directory) -> None:
+        assert found(clock, directory, "CORP\\HOST$").sid == "S-1-5-21-1-2-3-1003"
+
+    def test_by_sid(self, clock: ThreadedClock, directory: Directory) -> None:
+        user = clock.result(directory.find_sid("S-1-5-21-1-2-3-1002"))
+        assert user is not None
+        assert user.name == "bob"
+        assert clock.result(directory.find_sid("S-1-5-21-1-2-3-1")) is None
+        with pytest.raises(ValueError, match="SID"):
+            clock.result(directory.find_sid("bob"))
+
+    @pytest.mark.parametrize("name", ["nobody", "OTHER\\alice", "*", "alice@other.example", "", "App Senders"])
+    def test_who_is_not_there(self, clock: ThreadedClock, directory: Directory, name: str) -> None:
+        assert clock.result(directory.find(name)) is None
+
+    def test_a_upn_that_was_given_goes_before_the_one_that_everybody_has(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        server.entries[f"CN=smith,{BASE}"] = person("smith", 1009, userPrincipalName=[b"bob@corp.example"])
+        server.entries[f"CN=bob,{BASE}"]["userPrincipalName"] = [b"robert@corp.example"]
+        assert found(clock, directory, "bob@corp.example").name == "smith"
+        assert found(clock, directory, "CORP\\bob").name == "bob"
+
+    def test_two_of_a_name_are_nobody(self, clock: ThreadedClock, server: FakeDirectory, directory: Directory) -> None:
+        server.entries[f"CN=twin,{BASE}"] = person("alice", 1010)
+        assert clock.result(directory.find("CORP\\alice")) is None
+
+    def test_groups_where_tokens_are_hidden(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        del server.entries[ALICE]["tokenGroups"]
+        server.entries[ALICE]["primaryGroupID"] = [b"600"]
+        assert "App Senders" in found(clock, directory, "alice").groups
+
+    def test_a_group_of_another_domain_counts_by_its_sid_alone(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        del server.entries[f"CN=Senders,{BASE}"]
+        assert found(clock, directory, "alice").groups == {"S-1-5-21-1-2-3-600"}
+
+    def test_what_the_administrator_wrote_goes_before_what_the_directory_says(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory
+    ) -> None:
+        directory = make(server.url, netbios="HEADQUARTERS", domain="hq.example")
+        assert found(clock, directory, "HEADQUARTERS\\alice").name == "alice"
+        assert found(clock, directory, "alice@hq.example").name == "alice"
+        assert clock.result(directory.find("CORP\\alice")) is None
+
+    def test_base(self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory) -> None:
+        server.entries[f"CN=carol,OU=Staff,{BASE}"] = person("carol", 1020)
+        directory = make(server.url, base=f"OU=Staff,{BASE}")
+        assert found(clock, directory, "CORP\\carol").name == "carol"
+        assert clock.result(directory.find("CORP\\alice")) is None
+
+
+class TestPasswords:
+    def test_right_and_wrong(self, clock: ThreadedClock, directory: Directory) -> None:
+        alice = found(clock, directory, "alice")
+        assert clock.result(directory.verify(alice, b"wonderland")) is None
+        assert clock.result(directory.verify(alice, b"wrong")) == Refusal("52e", "unknown account or wrong password")
+
+    @pytest.mark.parametrize("code", ["533", "701", "773", "775", "532", "530"])
+    def test_sub_codes(self, clock: ThreadedClock, server: FakeDirectory, directory: Directory, code: str) -> None:
+        server.refusals[ALICE] = code
+        refused = clock.result(directory.verify(found(clock, directory, "alice"), b"wonderland"))
+        assert refused is not None
+        assert refused.code == code
+        assert not refused.wrong_password
+
+    def test_an_empty_password_is_never_bound(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        alice = found(clock, directory, "alice")
+        with pytest.raises(ValueError, match="empty"):
+            clock.result(directory.verify(alice, b""))
+        assert not server.asked["bind", ALICE]
+
+    def test_no_password_is_kept_in_the_connection(self, clock: ThreadedClock, directory: Directory) -> None:
+        import gc
+
+        import ldap3
+
+        clock.result(directory.verify(found(clock, directory, "alice"), b"wonderland"))
+        for each in gc.get_objects():
+            if isinstance(each, ldap3.Connection):
+                assert each.password is None
+                assert b"wonderland" not in repr(each.request).encode()
+
+
+class TestRecipients:
+    @pytest.mark.parametrize(
+        ("addresses", "there"),
+        [
+            (("Alice@Corp.example",), True),
+            (("sales@corp.example",), True),
+            (("nobody@corp.example", "sales@corp.example"), True),
+            (("nobody@corp.example",), False),
+            (("*@corp.example",), False),
+        ],
+    )
+    def test_whether_an_address_is_there(
+        self, clock: ThreadedClock, directory: Directory, addresses: tuple[str, ...], there: bool
+    ) -> None:
+        assert clock.result(directory.has_recipient(*addresses)) is there
+
+
+class TestLockout:
+    def test_the_domains(self, clock: ThreadedClock, directory: Directory) -> None:
+        alice = found(clock, directory, "alice")
+        assert clock.result(directory.lockout_policy(alice)) == LockoutPolicy(5, 600.0)
+
+    def test_fine_grained(self, clock: ThreadedClock, server: FakeDirectory, directory: Directory) -> None:
+        policy = f"CN=Strict,{BASE}"
+        server.entries[ALICE]["msDS-ResultantPSO"] = [policy.encode()]
+        alice = found(clock, directory, "alice")
+        # It cannot be read: taken for strict.
+        assert clock.result(directory.lockout_policy(alice)).threshold == 3
+        clock.advance(301)
+        server.entries[policy] = {
+            "objectClass": [b"msDS-PasswordSettings"],
+            "msDS-LockoutThreshold": [b"20"],
+            "msDS-LockoutObservationWindow": [b"-18000000000"],
+        }
+        assert clock.result(directory.lockout_policy(alice)) == LockoutPolicy(20, 1800.0)
+
+
+class TestReuse:
+    def test_connections_are_bound_again_rather_than_opened_again(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        for name, password in [("alice", b"wonderland"), ("bob", b"builder"), ("alice", b"no")] * 3:
+            clock.result(directory.verify(found(clock, directory, name), password))
+        assert server.connections == 2  # one searches, one checks
+        assert server.asked["bind", SEARCHER] == 1
+
+    def test_answers_are_reused_for_a_while(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        found(clock, directory, "alice")
+        before = server.asked.total()
+        found(clock, directory, "ALICE")
+        assert server.asked.total() == before
+        clock.result(directory.find("alice", fresh=True))
+        again = server.asked.total()
+        assert again > before
+        clock.advance(61)
+        found(clock, directory, "alice")
+        assert server.asked.total() > again
+
+    def test_who_is_not_there_may_come_soon(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        assert clock.result(directory.find("carol")) is None
+        server.entries[f"CN=carol,{BASE}"] = person("carol", 1020)
+        assert clock.result(directory.find("carol")) is None
+        clock.advance(11)
+        assert found(clock, directory, "carol").name == "carol"
+
+    def test_without_a_cache_the_directory_is_always_asked(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory
+    ) -> None:
+        directory = make(server.url, cache=0.0)
+        found(clock, directory, "alice")
+        del server.entries[ALICE]
+        assert clock.result(directory.find("alice")) is None
+
+    def test_equal_questions_at_once_are_one(
+        self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory
+    ) -> None:
+        directory = make(server.url, threads=2, waiting=2)
+        asked = [Deferred.fromCoroutine(directory.find("alice")) for _ in range(50)]
+        users = clock.result(fired(gatherResults(asked)))
+        assert {user and user.name for user in users} == {"alice"}
+        assert server.asked["search", ALICE] == 1
+
+    def test_what_the_other_side_ended_does_not_stay_open(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        before = descriptors()
+        found(clock, directory, "alice")
+        server.hang_up()
+        clock.advance(61)
+        wait_for(lambda: descriptors() <= before, "descriptors closed")
+
+
+class TestControllers:
+    def test_starttls(self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory) -> None:
+        with FakeDirectory(server.leaf, ldaps=False) as plain:
+            directory = make(plain.url)
+            assert clock.result(directory.verify(found(clock, directory, "alice"), b"wonderland")) is None
+            assert plain.asked["starttls", ""] == 2
+            assert plain.connections == 2
+
+    def test_by_srv_records(
+        self, clock: ThreadedClock, make: MakeDirectory, dns: FakeDns, server: FakeDirectory
+    ) -> None:
+        with FakeDirectory(server.leaf, ldaps=False) as plain:
+            dns.records["_ldap._tcp.dc._msdcs.corp.example"] = (
+                (0, 100, "dc.elsewhere.example", 1),
+                (10, 100, "dc1.corp.example", plain.port),
+            )
+            directory = make(domain="corp.example")
+            assert found(clock, directory, "alice").name == "alice"
+            # DNS may fail later: what it said last is good enough.
+            dns.broken = True
+            clock.advance(61)
+            server.hang_up()
+            plain.hang_up()
+            assert found(clock, directory, "alice").name == "alice"
+
+    def test_probe(self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory) -> None:
+        well, sick = clock.result(make(server.url, "ldaps://localhost:1").probe())
+        assert well.controller == server.url
+        assert not well.fault
+        assert min(well.connect, well.bind, well.search) > 0
+        assert sick.fault
+
+    @pytest.mark.parametrize("url", ["ldaps://", "http://x", "ldaps://x/dc=a", "ldaps://x:99999", "ldap://x?y", "x"])
+    def test_what_is_no_server(self, make: MakeDirectory, url: str) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            make(url)

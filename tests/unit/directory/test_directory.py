@@ -123,7 +123,8 @@ class TestPasswords:
         clock.result(directory.verify(found(clock, directory, "alice"), b"wonderland"))
         for each in gc.get_objects():
             if isinstance(each, ldap3.Connection):
-                assert each.password is None
+                # Other tests' connections, to a domain controller of the lab, may live on in this process.
+                assert each.password not in (b"wonderland", "wonderland")
                 assert b"wonderland" not in repr(each.request).encode()
 
 

@@ -20,14 +20,16 @@ from twisted.mail.smtp import Address, IMessage, User
 from zope.interface import Interface, implementer
 
 from relayd.events import Events, MessageAccepted
-from relayd.model import Client, Envelope, Fault, Path, Principal, Recipient, Reply, Sender, Verdict
-from relayd.policy import Policy
+from relayd.model import Client, Envelope, Fault, Path, Principal, Recipient, Reply, Rule, Sender, Verdict
+from relayd.policy import Policy, is_postmaster, plain_local
 from relayd.queue import Claim, Draft, Store
-from relayd.settings import Settings
+from relayd.settings import Domain, DomainKind, Settings
 from relayd.wire import count_received, parse_address, received_header
 
 #: A header longer than this is passed on, but no longer looked into.
 HEADER_LOOKED_INTO = 256 * 1024
+
+_MakeMessage = Callable[[], "RelayMessage"]
 
 _TOO_MANY_HOPS = Reply.of(554, "5.4.6", "Too many hops: this message is going in circles")
 
@@ -81,11 +83,18 @@ class Onward(Protocol):
     def wake(self) -> None: ...
 
 
+class Recipients(Protocol):
+    """Who knows all recipients of the local domains. ``relayd.directory.Directory`` is one."""
+
+    async def has_recipient(self, *addresses: str) -> bool: ...
+
+
 @implementer(IRealm)
 class RelayRealm:
     """Makes the avatars of all sessions.
 
     :param policy: a callable, since a reload swaps the policy under sessions that live on.
+    :param recipients: asked for each recipient of a local domain; None: all of them are good.
     """
 
     def __init__(
@@ -96,8 +105,10 @@ class RelayRealm:
         onward: Onward,
         events: Events,
         clock: Callable[[], float] = time.time,
+        recipients: Recipients | None = None,
     ) -> None:
         self.settings = settings
+        self.recipients = recipients
         self.policy = policy
         self.store = store
         self.onward = onward
@@ -134,13 +145,32 @@ class RelayDelivery:
         path = policy.complete(sender.path, sender=True)
         return sender if path is sender.path else replace(sender, path=path)
 
-    def rcpt(self, sender: Sender, recipient: Recipient) -> Recipient:
+    def rcpt(self, sender: Sender, recipient: Recipient) -> Recipient | Deferred[Recipient]:
         policy = self.realm.policy()
         verdict = policy.rcpt(self.session.client, sender, recipient)
         _insist(verdict)
-        self.rule = str(verdict.rule)
         path = policy.complete(recipient.path)
-        return recipient if path is recipient.path else replace(recipient, path=path)
+        accepted = recipient if path is recipient.path else replace(recipient, path=path)
+        recipients = self.realm.recipients
+        if recipients is not None and not is_postmaster(path):
+            domain = policy.domains.find(path.domain)
+            if domain is not None and domain.kind is DomainKind.LOCAL:
+                return Deferred.fromCoroutine(self._known(recipients, domain, accepted, verdict))
+        self.rule = str(verdict.rule)
+        return accepted
+
+    async def _known(self, recipients: Recipients, domain: Domain, recipient: Recipient, verdict: Verdict) -> Recipient:
+        """*recipient*, when the directory has it: by its own address, or, at an alias of *domain*, by that of the
+        domain."""
+        path = recipient.path
+        names = [path.domain] if domain.wildcard else [path.domain, domain.name]
+        local = plain_local(path.local)
+        if not await recipients.has_recipient(*dict.fromkeys(f"{local}@{name}".lower() for name in names)):
+            key = "directory.verify_recipients"
+            rule = Rule(key, self.realm.settings.lines.get(key, 0))
+            raise Fault(Reply.of(550, "5.1.1", f"<{path}> is not a recipient here"), rule=rule)
+        self.rule = str(verdict.rule)
+        return recipient
 
     def message(self, sender: Sender, recipients: tuple[Recipient, ...]) -> RelayMessage:
         return RelayMessage(self, sender, recipients)
@@ -151,10 +181,14 @@ class RelayDelivery:
         self.mail(Sender(_path(origin)))
         return origin
 
-    def validateTo(self, user: User) -> Callable[[], RelayMessage]:
+    def validateTo(self, user: User) -> _MakeMessage | Deferred[_MakeMessage]:
         sender = Sender(_path(user.orig))
+
+        def accepted(recipient: Recipient) -> _MakeMessage:
+            return lambda: self.message(sender, (recipient,))
+
         recipient = self.rcpt(sender, Recipient(_path(user.dest)))
-        return lambda: self.message(sender, (recipient,))
+        return recipient.addCallback(accepted) if isinstance(recipient, Deferred) else accepted(recipient)
 
     def receivedHeader(self, helo: tuple[bytes, bytes], origin: Address, recipients: list[User]) -> bytes:
         # The message puts it on top itself: it alone knows the queue id.

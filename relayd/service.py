@@ -16,6 +16,7 @@ from pathlib import Path as File
 from typing import Any, NoReturn
 
 from twisted.application.service import IServiceCollection, MultiService
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
@@ -27,11 +28,20 @@ from twisted.python.failure import Failure
 from twisted.python.util import switchUID
 
 from relayd import __version__
-from relayd.auth import AccountsChecker, AccountsFile, AnonymousChecker, FailureCount
+from relayd.auth import (
+    AccountLockout,
+    AccountsChecker,
+    AccountsFile,
+    AnonymousChecker,
+    FailureCount,
+    LdapChecker,
+    PasswordChecker,
+)
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import ControlSite, Totals
 from relayd.delivery import Scheduler
 from relayd.delivery.durable import make_folder, sync_folder
+from relayd.directory import Directory
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault, Reply
@@ -40,7 +50,7 @@ from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
 from relayd.settings import Settings
-from relayd.smtpd import Listening, VirtualServer
+from relayd.smtpd import MECHANISMS, Listening, VirtualServer
 from relayd.systemd import notify
 from relayd.threads import BoundedPool
 
@@ -166,6 +176,12 @@ class RelayService(MultiService):
             full=Reply.of(454, "4.7.0", "Too many authentications at once, please try again later"),
         )
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
+        self.directory = (
+            Directory(settings.directory, self.resolver, reactor, self.events)
+            if settings.directory.configured
+            else None
+        )
+        self.lockout = AccountLockout(time.monotonic)
         self.listening: list[Listening] = []
 
     # ---- twistd's order: setServiceParent, privilegedStartService, startService, stopService -----------------
@@ -194,7 +210,11 @@ class RelayService(MultiService):
             self.events.emit(Notice(text=fault.text, key=fault.key, line=fault.line))
         user = pwd.getpwnam(settings.server.user) if settings.server.user and os.geteuid() == 0 else None
         _prepare(settings, user)
-        portal = self._portal()
+        passwords = self._password_checker()
+        if passwords is None and any(entry.authentication.basic for entry in settings.listeners):
+            text = "is off: there is no accounts file and no directory"
+            self.events.emit(Notice(text=text, key="authentication.basic"))
+        portal = self._portal(passwords)
         for listener in settings.listeners:
             server = VirtualServer(
                 hostname=settings.server.hostname,
@@ -204,12 +224,14 @@ class RelayService(MultiService):
                 events=self.events,
                 reactor=self._reactor,
                 resolver=self._client_names,
+                mechanisms=MECHANISMS if passwords is not None else {},
             )
             self.listening.append(Listening(server, settings.server.state / "tls"))
         for entry in self.listening:
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
+        _insist_on_reading(settings.directory.bind_password_file)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -244,6 +266,8 @@ class RelayService(MultiService):
         if self.scheduler.running:
             await self.scheduler.stopService()
         await self.store.close()
+        if self.directory is not None:
+            await self.directory.close()
         await gatherResults([self.resolver.close(), self._client_names.close()])
         self._passwords.stop()
         self._files.stop()
@@ -255,17 +279,33 @@ class RelayService(MultiService):
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
-    def _portal(self) -> Portal:
-        realm = RelayRealm(self.settings, lambda: self.policy, self.store, self.scheduler, self.events)
+    def _portal(self, passwords: ICredentialsChecker | None) -> Portal:
+        recipients = self.directory if self.settings.directory.verify_recipients else None
+        realm = RelayRealm(
+            self.settings, lambda: self.policy, self.store, self.scheduler, self.events, recipients=recipients
+        )
         portal = Portal(realm, [AnonymousChecker()])
-        file = self.settings.accounts.file
-        if file is not None:
-            lockout = self.settings.authentication.lockout
+        if passwords is not None:
+            portal.registerChecker(passwords)
+        return portal
+
+    def _password_checker(self) -> ICredentialsChecker | None:
+        """Who checks names and passwords: the accounts file, the directory, or both."""
+        settings, lockout = self.settings, self.settings.authentication.lockout
+        local = ldap = None
+        if (file := settings.accounts.file) is not None:
             limit, window = (FAILURES, FAILURE_WINDOW) if lockout.auto else (lockout.failures, lockout.seconds)
             failures = FailureCount(limit, window, self._reactor.seconds)
-            checker = AccountsChecker(AccountsFile(file), self._passwords, failures, self._reactor.seconds)
-            portal.registerChecker(checker)
-        return portal
+            accounts = AccountsFile(file)
+            local = AccountsChecker(accounts, self._passwords, failures, self._reactor.seconds)
+        if self.directory is not None:
+            domains = {entry.name: entry.authentication.default_domain for entry in settings.listeners}
+            ldap = LdapChecker(
+                self.directory, self.lockout, lockout, domains.__getitem__, settings.directory.cache, time.monotonic
+            )
+        if local is not None and ldap is not None:
+            return PasswordChecker(accounts, local, ldap)
+        return local or ldap
 
     def _open_log(self) -> None:
         settings = self.settings.log
@@ -312,6 +352,15 @@ class RelayService(MultiService):
 
 def _exit_badly() -> None:
     os._exit(1)
+
+
+def _insist_on_reading(secret: File | None) -> None:
+    """A secret that the service's user cannot read would be missed at the first use only.
+
+    :raises ValueError: it cannot be read.
+    """
+    if secret is not None and not os.access(secret, os.R_OK):
+        raise ValueError(f"{secret} cannot be read by the user that relayd runs as; give it to that user")
 
 
 def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:

@@ -188,6 +188,11 @@ class Directory:
     cache: float = 60.0
     verify_recipients: bool = False
 
+    @property
+    def configured(self) -> bool:
+        """Whether there is a directory to ask."""
+        return bool(self.servers or self.domain)
+
 
 @dataclass(frozen=True, slots=True)
 class Kerberos:

@@ -205,6 +205,26 @@ def _console(reading: Reading, settings: Settings) -> None:
         reading.fault("console.tls", f"may be false on loopback alone, and address is {shown(console.address)}")
 
 
+def _directory(reading: Reading, settings: Settings) -> None:
+    directory = settings.directory
+    if not directory.configured:
+        if reading.good("directory.servers", "directory.domain"):
+            for key in ("bind_user", "bind_password_file", "ca", "base", "netbios", "verify_recipients"):
+                if reading.written.get(f"directory.{key}"):
+                    reading.warn(f"directory.{key}", "has no effect without servers or domain")
+        return
+    if not directory.bind_user and reading.good("directory.bind_user"):
+        reading.fault(
+            "directory.bind_user",
+            "is missing; name the account that searches (that the keytab's own account does it is not built yet in "
+            "this version)",
+        )
+    elif directory.bind_password_file is None and reading.good("directory.bind_password_file"):
+        reading.fault("directory.bind_password_file", "is missing; bind_user needs it")
+    if directory.base and "=" not in directory.base:
+        reading.fault("directory.base", f'{shown(directory.base)} is no DN; write one such as "DC=corp,DC=example"')
+
+
 _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _server,
     _listener_names,
@@ -216,5 +236,6 @@ _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _credentials,
     _next_hops,
     _delivery,
+    _directory,
     _console,
 )

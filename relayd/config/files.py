@@ -21,8 +21,9 @@ def check(reading: Reading, settings: Settings) -> None:
     for rule, value in reading.written.items():
         if isinstance(value, File) and is_file(rule) and reading.good(rule):
             _readable(reading, rule, value)
-    if (ca := settings.delivery.ca) is not None and reading.good("delivery.ca"):
-        _certificate(reading, "delivery.ca", ca)
+    for key, ca in (("delivery.ca", settings.delivery.ca), ("directory.ca", settings.directory.ca)):
+        if ca is not None and reading.good(key):
+            _certificate(reading, key, ca)
     for certificate, certificate_file, key, key_file in _pairs(reading, settings):
         if reading.good(certificate, key):
             _pair(reading, certificate, certificate_file, key, key_file)

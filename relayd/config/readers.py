@@ -374,6 +374,19 @@ def url(*schemes: str) -> Reader[str]:
     return read
 
 
+def directory_server(value: object) -> str:
+    """``ldaps://host``, ``ldap://host:port``."""
+    written = filled(value)
+    scheme, separator, rest = written.partition("://")
+    try:
+        if not separator or scheme not in ("ldaps", "ldap"):
+            raise Wrong
+        next_hop(rest.removesuffix("/"))
+    except Wrong:
+        raise _form(value, 'write "ldaps://dc1.corp.example", or "ldap://…" for STARTTLS') from None
+    return written
+
+
 def deliver(value: object) -> str:
     """How mail for a local domain is delivered: ``drop``, ``lmtp://host:port``, ``lmtp+unix:///path``."""
     written = filled(value)

@@ -188,7 +188,7 @@ TABLES: Final[Mapping[str, Table]] = {
         {
             "domain": r.optional(r.domain_name, ""),
             "netbios": _TEXT,
-            "servers": r.listed(r.url("ldaps", "ldap")),
+            "servers": r.listed(r.directory_server),
             "ca": _FILE,
             "base": _TEXT,
             "bind_user": _TEXT,

@@ -58,7 +58,6 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "authentication.ntlm": NotBuilt("AUTH NTLM", off=False, implied_by="authentication.integrated"),
     "authentication.channel_binding": NotBuilt("required channel binding", ("require",)),
     "relay.send_as_header": NotBuilt("send-as for the From header"),
-    "directory": NotBuilt("the directory"),
     "kerberos": NotBuilt("Kerberos"),
     "ntlm": NotBuilt("NTLM"),
     "domain.deliver": NotBuilt("delivery by LMTP"),

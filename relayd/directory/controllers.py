@@ -23,10 +23,12 @@ MOST_IDLE: Final = 8
 
 
 class Purpose(enum.Enum):
-    """A connection that checks passwords is signed in as whoever came last, so it does not search."""
+    """What a connection is for. One that checks passwords is signed in as whoever came last, so it does not search;
+    and whoever tries out recipients keeps nobody from signing in."""
 
     SEARCH = "search"
     CHECK = "check"
+    RECIPIENTS = "recipients"
 
 
 def parse_server(text: str) -> Controller:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 #: Calls under way at most, and calls that may wait for a thread.
 THREADS, WAITING = 8, 64
+#: The same for recipients.
+RECIPIENT_THREADS, RECIPIENTS_WAITING = 2, 64
 #: How long "there is no such account" is kept at most, in seconds: the next day's new colleague shall not wait.
 KEEP_NEGATIVE: Final = 10.0
 #: How long what seldom changes is kept: the domain's names, and its lockout.
@@ -94,6 +96,9 @@ class Directory:
         self._events = events
         self._clock = clock
         self._pool = BoundedPool("directory", reactor, threads=threads, waiting=waiting, full=_FULL)
+        self._recipient_pool = BoundedPool(
+            "directory recipients", reactor, threads=RECIPIENT_THREADS, waiting=RECIPIENTS_WAITING
+        )
         self._context = _context(settings)
         self._searcher = Searcher(settings.bind_user, settings.bind_password_file, clock)
         self._listed = [parse_server(text) for text in settings.servers]
@@ -162,7 +167,7 @@ class Directory:
 
         async def ask() -> bool:
             domain = await self.domain()
-            return await self._search(partial(lookups.has_recipient, domain, key))
+            return await self._run(Purpose.RECIPIENTS, partial(lookups.has_recipient, domain, key))
 
         try:
             return await self._recipients.get(key, ask)
@@ -212,14 +217,14 @@ class Directory:
             probes.append(done)
         return tuple(probes)
 
-    def close(self) -> Deferred[None]:
+    def close(self) -> Deferred[list[None]]:
         """Asks no more and closes all connections. Fires when the threads have ended, within the time-out."""
         self._closed = True
         if self._pruning is not None:
             self._pruning.cancel()
             self._pruning = None
         self._controllers.prune(time.monotonic() + 1)
-        return self._pool.end()
+        return gatherResults([self._pool.end(), self._recipient_pool.end()])
 
     # ---- how it is asked --------------------------------------------------------------------------------------
 
@@ -287,7 +292,8 @@ class Directory:
             use: Callable[[], tuple[Connection, T]] = partial(
                 self._use, idle, known.controller, addresses, purpose, work, until
             )
-            connection, result = await self._pool.run(use)
+            pool = self._recipient_pool if purpose is Purpose.RECIPIENTS else self._pool
+            connection, result = await pool.run(use)
         except Unavailable:
             raise
         except Fault:  # the pool is full: nobody has touched the connection
@@ -333,7 +339,7 @@ class Directory:
                 asked = fault.asked  # it ended just now; a new one may do
         try:
             connection = self._open(controller, addresses, until)
-            if purpose is Purpose.SEARCH:
+            if purpose is not Purpose.CHECK:
                 _worked(connection, lambda opened: self._searcher.sign_in(opened, until))
             return connection, _worked(connection, work)
         except ControllerFault as fault:

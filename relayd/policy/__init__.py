@@ -1,5 +1,6 @@
 """May it? Pure functions over values: access, relay, send-as; why; and is it an open relay?"""
 
+from relayd.policy.addresses import is_postmaster, plain_local
 from relayd.policy.domains import DomainTable
 from relayd.policy.explain import Explanation, Question, explain
 from relayd.policy.hosts import HostMatcher
@@ -17,5 +18,7 @@ __all__ = [
     "Step",
     "Trace",
     "explain",
+    "is_postmaster",
     "open_relay",
+    "plain_local",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import smtplib
 import socket
 import sqlite3
 import subprocess
@@ -180,3 +181,16 @@ def test_a_full_disk_is_not_a_refusal_and_passes(tmp_path: Path, sink: Recording
             relay.wait_for("delivered")
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+def test_auth_is_not_offered_where_nobody_could_sign_in(start_relay: StartRelay) -> None:
+    config = (HEAD + listener() + LOCAL).replace('[accounts]\nfile = "accounts.json"\n', "")
+    assert "[accounts]" not in config
+    relay = start_relay(config)
+    notices = [event["key"] for event in relay.find("notice")]
+    assert "authentication.basic" in notices
+    with smtplib.SMTP("127.0.0.1", relay.port(), timeout=DEADLINE) as client:
+        client.starttls()
+        client.ehlo()
+        assert not client.has_extn("auth")
+        assert client.docmd("AUTH", "PLAIN AGEAYg==")[0] == 504

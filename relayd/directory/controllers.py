@@ -66,7 +66,9 @@ class Known:
         self._idle: dict[Purpose, list[Connection]] = {purpose: [] for purpose in Purpose}
 
     def failed(self, why: str, now: float) -> float:
-        """It rests from now on; for how long, in seconds."""
+        """It rests from now on; for how long, in seconds. 0: it rests already, and several calls saw one failure."""
+        if now < self.rests_until:
+            return 0.0
         rest, self._rest = self._rest, min(self._rest * 2, LONGEST_REST)
         self.why = why
         self.rests_until = now + rest

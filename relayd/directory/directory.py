@@ -274,8 +274,8 @@ class Directory:
             except ControllerFault as fault:
                 reasons.append(str(fault))
                 asked += fault.asked
-                seconds = known.failed(str(fault), self._clock())
-                self._events.emit(ControllerRests(host=str(known.controller), seconds=seconds, reason=str(fault)))
+                if seconds := known.failed(str(fault), self._clock()):
+                    self._events.emit(ControllerRests(host=str(known.controller), seconds=seconds, reason=str(fault)))
                 continue
             except SearcherFault as fault:
                 raise Unavailable(str(fault)) from None
@@ -328,6 +328,10 @@ class Directory:
         until: float,
     ) -> tuple[Connection, T]:
         """Does *work* on an idle connection or a new one; in a thread. Whatever fails is closed."""
+        if time.monotonic() >= until:  # no controller is to blame
+            if idle is not None:
+                idle.close()
+            raise Unavailable("no thread was free in time")
         asked = 0
         if idle is not None:
             try:

@@ -245,6 +245,29 @@ class TestFailover:
         rests = [event.seconds for event in events if isinstance(event, ControllerRests)]
         assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
+    def test_several_calls_that_see_one_failure_are_one(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory, events: list[Event]
+    ) -> None:
+        directory = make(server.url, timeout=2.0)
+        assert clock.result(directory.find("alice"))
+        server.answer = _answer(search=lambda: 51)
+        asked = [Deferred.fromCoroutine(directory.find(f"user{number}")) for number in range(4)]
+        clock.result(fired(DeferredList(asked, consumeErrors=True)))
+        assert [event.seconds for event in events if isinstance(event, ControllerRests)] == [1]
+
+    def test_who_waits_too_long_for_a_thread_blames_no_controller(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory, leaf: Leaf, events: list[Event]
+    ) -> None:
+        directory = make(server.url, threads=1, timeout=TIMEOUT)
+        assert clock.result(directory.find("alice"))
+        server.answer = _answer(search=server.hang)
+        asked = [Deferred.fromCoroutine(directory.find(f"user{number}")) for number in range(4)]
+        done = clock.result(fired(DeferredList(asked, consumeErrors=True)), timeout=SLACK)
+        details = [_fault(result).detail for result in done]
+        assert "timed out" in details[0]
+        assert details[1:] == ["directory: no thread was free in time"] * 3
+        assert len(events) == 1
+
     def test_dns_that_fails_is_temporary(self, clock: ThreadedClock, make: MakeDirectory, dns: FakeDns) -> None:
         dns.broken = True
         for directory in (make("ldaps://localhost"), make(domain="corp.example")):

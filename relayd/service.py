@@ -10,6 +10,8 @@ import os
 import pwd
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as File
@@ -126,9 +128,29 @@ def makeService(options: Options) -> RelayService:
     from twisted.internet import reactor
 
     try:
-        return RelayService(options.loaded, reactor, own_log=not _logs_elsewhere(options.parent))
+        return RelayService(
+            options.loaded,
+            reactor,
+            own_log=not _logs_elsewhere(options.parent),
+            give_up=partial(_give_up, options.parent),
+        )
     except (Fault, OSError, ValueError) as error:
         _end(1, f"{options.loaded.settings.file}: {_reason(error)}")
+
+
+def _give_up(twistd: Any, text: str) -> None:
+    """Clears up after a start that failed, before SystemExit.
+
+    twistd does so after an Exception alone, and shows its traceback; after SystemExit the command that waits for its
+    daemon would wait for ever.
+    """
+    if twistd is None:
+        return
+    with suppress(OSError):
+        if (pipe := twistd.get("statusPipe")) is not None:
+            os.write(pipe, f"1 {text}".encode("ascii", "replace")[:100])  # as much as twistd reads of it
+        if twistd["pidfile"]:
+            os.unlink(twistd["pidfile"])
 
 
 def _reason(error: BaseException) -> str:
@@ -148,14 +170,18 @@ class RelayService(MultiService):
 
     :param own_log: Twisted's own warnings become events; else twistd's log has them, and the events too where
         ``[log] file`` is not set.
+    :param give_up: is told why a start failed, before the process ends.
     """
 
-    def __init__(self, loaded: Loaded, reactor: Any, *, own_log: bool = True) -> None:
+    def __init__(
+        self, loaded: Loaded, reactor: Any, *, own_log: bool = True, give_up: Callable[[str], None] = lambda _: None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         settings = self.settings = loaded.settings
         self._warnings = loaded.warnings
         self._reactor = reactor
         self._own_log = own_log
+        self._give_up = give_up
         self._started_at = time.time()
         self._log: LogWriter | None = None
         self._control: IListeningPort | None = None
@@ -199,8 +225,10 @@ class RelayService(MultiService):
             self.events.emit(InternalFault(where="start", detail=_reason(error)))
             if self._log is not None:
                 self._log.flush()
-                raise SystemExit(1) from None
-            _end(1, f"relayd: {_reason(error)}")
+            if self._log is None or self.settings.log.file is not None:  # else the event was shown just now
+                print(f"relayd: {_reason(error)}", file=sys.__stderr__, flush=True)
+            self._give_up(_reason(error))
+            raise SystemExit(1) from None
         super().privilegedStartService()  # type: ignore[no-untyped-call]
 
     def _take_possession(self) -> None:
@@ -232,6 +260,8 @@ class RelayService(MultiService):
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
         _insist_on_reading(settings.directory.bind_password_file)
+        if settings.accounts.file is not None and settings.accounts.file.exists():
+            _insist_on_reading(settings.accounts.file)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import sys
 from pathlib import Path as File
 
@@ -16,6 +18,14 @@ def _accounts(context: Context) -> AccountsFile:
     if file is None:
         raise click.ClickException(f"{context.config}: [accounts] file is not set; write where accounts are kept")
     return AccountsFile(file)
+
+
+def _hand_over(context: Context, accounts: AccountsFile) -> None:
+    """What root writes, the user that relayd becomes must read."""
+    user = context.settings.server.user
+    if user and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        os.chown(accounts.file, entry.pw_uid, entry.pw_gid)
 
 
 @click.group()
@@ -37,6 +47,7 @@ def add(
     replaced = accounts.find(name) is not None
     try:
         added = accounts.add(name, _password(password_file), addresses, groups)
+        _hand_over(context, accounts)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if context.as_json:

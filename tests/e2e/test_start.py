@@ -7,7 +7,9 @@ import smtplib
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,58 @@ def test_as_a_daemon_it_logs_where_twistd_logs(tmp_path: Path) -> None:
     finally:
         os.kill(pid, 15)
         wait_for(lambda: not pidfile.exists(), "the end of the daemon", timeout=DEADLINE)
+
+
+def test_a_daemon_that_cannot_start_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = HEAD + listener().replace("port = 0", f"port = {taken.getsockname()[1]}")
+        (tmp_path / "relayd.toml").write_text(config)
+        done = subprocess.run(
+            [program("twistd"), "relayd", "--config", "relayd.toml"],
+            cwd=tmp_path,
+            timeout=DEADLINE,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "listener smtp: cannot listen on 127.0.0.1:" in done.stderr
+    log = (tmp_path / "twistd.log").read_text()
+    assert "cannot listen" in log
+    assert "Traceback" not in log
+    assert not (tmp_path / "twistd.pid").exists()
+
+
+def test_a_start_that_fails_is_told_at_the_terminal_though_the_log_is_a_file(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = HEAD.replace('format = "json"', 'format = "json"\nfile = "relayd.log"') + listener()
+        config = config.replace("port = 0", f"port = {taken.getsockname()[1]}")
+        assert "relayd: listener smtp: cannot listen on" in refused(Relay(tmp_path, config))
+    assert '"event": "fault"' in (tmp_path / "relayd.log").read_text()
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that other users may enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory(prefix="relayd-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_accounts_that_root_adds_are_read_by_the_user_that_relayd_becomes(open_directory: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("root does not exist here")
+    config = HEAD.replace("[server]", '[server]\nuser = "nobody"') + listener() + LOCAL
+    relay = Relay(open_directory, config)
+    (open_directory / "password").write_text("secret\n")
+    add = ("account", "add", "printer", "--password-file", str(open_directory / "password"))
+    assert relay.ctl(*add).returncode == 0
+    with relay, smtplib.SMTP("127.0.0.1", relay.port()) as client:
+        client.starttls()
+        assert client.login("printer", "secret")[0] == 235
+    # Written by something else, for root alone: no start, instead of nobody who can sign in.
+    os.chown(open_directory / "accounts.json", 0, 0)
+    assert "accounts.json cannot be read by the user that relayd runs as" in refused(relay)
 
 
 def test_systemd_is_told(tmp_path: Path) -> None:

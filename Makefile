@@ -54,5 +54,6 @@ bench: packages
 lab: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.lab
 
+# var stays: it holds the mail and the accounts of make run.
 clean:
-	rm -rf $(VENV) var build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -13,7 +13,7 @@ from relayd.policy import open_relay
 @click.option("--allow-open-relay", is_flag=True, help="An open relay is what is wanted.")
 @pass_context
 def check(context: Context, allow_open_relay: bool) -> int:
-    """Reads the configuration; one line a fault."""
+    """Says what is wrong with the configuration, one line a fault."""
     try:
         loaded = context.loaded
         faults = [] if allow_open_relay else [str(found) for found in open_relay(loaded.settings)]

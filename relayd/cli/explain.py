@@ -38,7 +38,7 @@ class _Client(click.ParamType[IPAddress]):
             self.fail(str(error), param, ctx)
 
 
-@click.command()
+@click.command(short_help="Says whether a mail would be taken, and by which rule.")
 @click.option("--client", required=True, type=_Client(), help="The client's address.")
 @click.option("--name", "names", multiple=True, metavar="PTR", help="A confirmed reverse-DNS name of the client.")
 @click.option("--listener", default="", metavar="NAME", help="Default: the first.")

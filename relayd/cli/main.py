@@ -23,7 +23,11 @@ DONE, NO, AWAY = 0, 1, 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--config", type=click.Path(path_type=File), help="Default: ./etc/relayd.toml, /etc/relayd/relayd.toml.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=File, readable=False),
+    help="Default: ./etc/relayd.toml, /etc/relayd/relayd.toml.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document; lists: one object a line.")
 @click.option("--no-color", is_flag=True, help="No colours.")
 @click.version_option(__version__, prog_name="relayctl")

@@ -72,6 +72,12 @@ class ControlClient:
             connection.request(method, path, None if document is None else json.dumps(document).encode())
             answer = connection.getresponse()
             octets = answer.read()
+        except PermissionError:
+            raise Unreachable(
+                f"no relayd answers on {self.path}: only root and the user that relayd runs as may ask it"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise Unreachable(f"no relayd answers on {self.path}; is it running, with this configuration?") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"no relayd answers on {self.path}: {error}") from None
         finally:

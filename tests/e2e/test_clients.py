@@ -50,15 +50,7 @@ def password(name: str) -> str:
 
 def sent(name: str, *where: Any, **what: Any) -> bool:
     """Whether the client says that all was accepted."""
-    try:
-        answer = CLIENTS[name](*where, **what)
-    except smtplib.SMTPException as error:
-        print(error)
-        return False
-    if isinstance(answer, clients.Ran):
-        print(answer.output)
-        return answer.ok
-    return bool(answer == {})
+    return clients.succeeded(CLIENTS[name], *where, **what)
 
 
 def parsed(mail: Mail) -> EmailMessage:

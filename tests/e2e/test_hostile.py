@@ -27,6 +27,7 @@ from tests.e2e.conftest import StartRelay
 from tests.lab.net import wait_for
 from tests.lab.raw import Raw
 from tests.lab.relay import Relay
+from tests.unit.wire.octets import VECTORS
 
 CONFIG = """\
 [server]
@@ -96,22 +97,6 @@ tls = "implicit"
 command_timeout = "1s"
 """
 
-#: The endings of issue 2 that never end DATA.
-SMUGGLED = [
-    b"\n.\n",
-    b"\r.\r",
-    b"\r.\n",
-    b"\n.\r",
-    b"\n.\r\n",
-    b"\r\n.\n",
-    b"\r.\r\n",
-    b"\r\n.\r",
-    b"\r\n\0.\r\n",
-    b"\r\n.\0\r\n",
-    b"\r\n.\r\r\n",
-    b"\r\r\n.\r\r\n",
-    b"\n\n.\r\n",
-]
 INNER = (
     b"MAIL FROM:<evil@client.example>\r\nRCPT TO:<victim@local.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
 )
@@ -199,7 +184,7 @@ def one_by_one(octets: bytes) -> list[bytes]:
 # ---- smuggling ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", SMUGGLED, ids=repr)
+@pytest.mark.parametrize("ending", VECTORS, ids=repr)
 @pytest.mark.parametrize("segments", ["one", "ending", "octets"])
 def test_no_ending_but_the_true_one_ends_data(relay: Relay, ending: bytes, segments: str) -> None:
     before = accepted(relay)
@@ -219,7 +204,7 @@ def test_no_ending_but_the_true_one_ends_data(relay: Relay, ending: bytes, segme
     assert accepted(relay) == before
 
 
-@pytest.mark.parametrize("ending", SMUGGLED, ids=repr)
+@pytest.mark.parametrize("ending", VECTORS, ids=repr)
 def test_no_ending_passes_in_chunks(relay: Relay, ending: bytes) -> None:
     before = accepted(relay)
     content = b"Subject: outer\r\n\r\ntext" + ending + INNER

@@ -12,7 +12,7 @@ import signal
 import smtplib
 import ssl
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "python_smtplib",
     "run",
     "smtp_source",
+    "succeeded",
     "swaks",
 ]
 
@@ -422,6 +423,19 @@ def smtp_source(
         command.append("-A")
     address = f"[{host}]" if ":" in host else host
     return run([*command, *more, f"inet:{address}:{port}"], timeout=timeout)
+
+
+def succeeded(send: Callable[..., Any], *where: Any, **what: Any) -> bool:
+    """Whether the client that `send` runs says that all of it was accepted."""
+    try:
+        answer = send(*where, **what)
+    except (smtplib.SMTPException, ssl.SSLCertVerificationError) as error:
+        print(error)
+        return False
+    if isinstance(answer, Ran):
+        print(answer.output)
+        return answer.ok
+    return bool(answer == {})
 
 
 def _each(to: str | Sequence[str]) -> list[str]:

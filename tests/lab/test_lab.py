@@ -7,7 +7,6 @@ import email.policy
 import os
 import smtplib
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -67,19 +66,6 @@ def secure_sink(leaf: Leaf) -> Iterator[RecordingSink]:
         yield running
 
 
-def succeeded(send: Sender, *where: Any, **what: Any) -> bool:
-    """Whether the client says that all of it was accepted."""
-    try:
-        answer = send(*where, **what)
-    except (smtplib.SMTPException, ssl.SSLCertVerificationError) as error:
-        print(error)
-        return False
-    if isinstance(answer, clients.Ran):
-        print(answer.output)
-        return answer.ok
-    return bool(answer == {})
-
-
 def parsed(mail: Mail) -> EmailMessage:
     message = email.message_from_bytes(mail.content, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
@@ -90,7 +76,7 @@ def parsed(mail: Mail) -> EmailMessage:
 class TestEveryClient:
     def test_sends_to_two_recipients_and_stuffs_dots(self, name: str, sink: RecordingSink) -> None:
         given = {"data": b"Subject: s\r\n\r\nHello.\r\n.leading dot\r\n"} if name == "swaks" else {}
-        assert succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO, **given)
+        assert clients.succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO, **given)
         (mail,) = sink.wait()
         assert (mail.sender, list(mail.to)) == (FROM, TO)
         assert ".leading dot" in parsed(mail).get_content()
@@ -98,7 +84,7 @@ class TestEveryClient:
 
     def test_authenticates_in_the_clear_where_that_is_offered(self, name: str) -> None:
         with RecordingSink(accounts=dict([CREDENTIALS]), require_auth=True) as sink:
-            assert succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO, auth=CREDENTIALS)
+            assert clients.succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO, auth=CREDENTIALS)
             (mail,) = sink.wait()
         assert mail.auth is not None
         assert mail.auth[1:] == CREDENTIALS
@@ -107,7 +93,7 @@ class TestEveryClient:
         self, name: str, secure_sink: RecordingSink, ca: LabCA
     ) -> None:
         send = ALL[name]
-        assert succeeded(send, "localhost", secure_sink.port, FROM, TO, auth=CREDENTIALS, tls=True, ca=ca.path)
+        assert clients.succeeded(send, "localhost", secure_sink.port, FROM, TO, auth=CREDENTIALS, tls=True, ca=ca.path)
         (mail,) = secure_sink.wait()
         assert mail.secure
         assert mail.auth is not None
@@ -118,20 +104,20 @@ class TestEveryClient:
     ) -> None:
         stranger = LabCA(tmp_path, "stranger")
         where = ("localhost", secure_sink.port, FROM, TO)
-        assert not succeeded(ALL[name], *where, auth=CREDENTIALS, tls=True, ca=stranger.path)
+        assert not clients.succeeded(ALL[name], *where, auth=CREDENTIALS, tls=True, ca=stranger.path)
         assert secure_sink.mails == []
         assert all(session.auth is None for session in secure_sink.sessions)
 
     def test_reports_a_refused_recipient(self, name: str, sink: RecordingSink) -> None:
         sink.answer = lambda line: b"550 5.7.1 no" if line.upper().startswith(b"RCPT") else None
-        assert not succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO)
+        assert not clients.succeeded(ALL[name], "127.0.0.1", sink.port, FROM, TO)
         assert sink.mails == []
 
 
 @pytest.mark.parametrize("send", EXACT)
 def test_octets_arrive_as_they_were_given(send: Sender, sink: RecordingSink) -> None:
     data = b"Subject: \xe4\r\n\r\n.\r\n..\r\n\x80\xff\r\n" + b"x" * 900 + b"\r\n.end\r\n"
-    assert succeeded(send, "127.0.0.1", sink.port, FROM, TO, data=data)
+    assert clients.succeeded(send, "127.0.0.1", sink.port, FROM, TO, data=data)
     (mail,) = sink.wait()
     assert mail.content == data
     assert b"\r\n..\r\n...\r\n" in mail.wire
@@ -140,7 +126,7 @@ def test_octets_arrive_as_they_were_given(send: Sender, sink: RecordingSink) -> 
 @pytest.mark.parametrize("name", ["swaks", "curl", "msmtp", "smtplib", "nodemailer"])
 def test_implicit_tls(name: str, leaf: Leaf, ca: LabCA) -> None:
     with RecordingSink(tls=leaf.server_context(), implicit_tls=True) as sink:
-        assert succeeded(ALL[name], "localhost", sink.port, FROM, TO, implicit_tls=True, ca=ca.path)
+        assert clients.succeeded(ALL[name], "localhost", sink.port, FROM, TO, implicit_tls=True, ca=ca.path)
         (mail,) = sink.wait()
     assert mail.secure
 

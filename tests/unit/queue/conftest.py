@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,21 @@ def make_store(loop: Loop, now: Now, directory: Path, seen: list[Event]) -> Iter
 @pytest.fixture
 def store(make_store: MakeStore) -> SqliteStore:
     return make_store()
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system in memory of the size that is given; it is gone after the test."""
+    place = tmp_path / "mounted"
+
+    def mounted(size: str) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("mounts a file system: for root")
+        place.mkdir()
+        if os.system(f"mount -t tmpfs -o size={size} tmpfs {place} 2>/dev/null"):
+            pytest.skip("may not mount")
+        return place
+
+    yield mounted
+    if os.path.ismount(place):
+        os.system(f"umount -l {place}")

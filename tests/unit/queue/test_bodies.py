@@ -252,15 +252,8 @@ def test_whoever_waits_for_room_hears_it_too(loop: Loop, store: SqliteStore, dis
     assert loop.fault(draft.commit(envelope(), claimed=False)).reply.code == 452
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: for root")
-def test_a_file_system_that_is_really_full(
-    loop: Loop, make_store: MakeStore, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.system(f"mount -t tmpfs -o size=4m tmpfs {small} 2>/dev/null"):
-        pytest.skip("may not mount")
-    request.addfinalizer(lambda: os.system(f"umount -l {small}"))
+def test_a_file_system_that_is_really_full(loop: Loop, make_store: MakeStore, mount: Callable[[str], Path]) -> None:
+    small = mount("4m")
     store = make_store(small / "queue")
     fault = loop.fault(put_large(store, bytes(8 * 1024 * 1024)))
     assert str(fault.reply).startswith("452 4.3.1 ")

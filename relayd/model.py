@@ -142,12 +142,21 @@ NO_NAMES: Final = Names()
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What TLS negotiated on a connection."""
+    """What TLS negotiated on a connection.
+
+    :ivar peer_name: outbound: the name the peer's certificate was held to; *verified*: it did.
+    :ivar binding: inbound: channel binding data, ``tls-server-end-point:`` and the certificate's hash (RFC 5929 4).
+    :ivar certificate: inbound: the client's certificate (DER), once it was verified; empty: none, or not good.
+    :ivar distrust: inbound: why a certificate that the client showed is not good.
+    """
 
     version: str
     cipher: str
     peer_name: str = ""
     verified: bool = False
+    binding: bytes = b""
+    certificate: bytes = b""
+    distrust: str = ""
 
 
 @dataclass(frozen=True, slots=True)

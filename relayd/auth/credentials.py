@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from twisted.cred.credentials import IUsernamePassword
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from twisted.cred.credentials import ICredentials, IUsernamePassword
 from zope.interface import Attribute, implementer
 
+from relayd.auth.pac import Pac
 from relayd.model import Client
+
+if TYPE_CHECKING:
+    from relayd.auth.ntlm import NtlmExchange
 
 
 class IPassword(IUsernamePassword):
@@ -35,3 +42,61 @@ class Password:
 
     def __repr__(self) -> str:  # never the password
         return f"<Password of {self.username!r} by {self.mechanism}>"
+
+
+class IKerberosIdentity(ICredentials):
+    """Who a Kerberos ticket names; the security context that proved it is established."""
+
+
+@implementer(IKerberosIdentity)
+@dataclass(frozen=True, slots=True)
+class KerberosIdentity:
+    """An initiator that Kerberos authenticated (RFC 4121).
+
+    :ivar principal: ``alice@CORP.EXAMPLE``.
+    :ivar pac: what the ticket says of the account, under the KDC's signature; None: it has no PAC.
+    :ivar mechanism: the SASL mechanism: GSSAPI or GSS-SPNEGO.
+    """
+
+    principal: str
+    pac: Pac | None
+    mechanism: str
+    client: Client
+
+
+class INtlmResponse(ICredentials):
+    """An answer to an NTLM challenge."""
+
+
+@implementer(INtlmResponse)
+@dataclass(frozen=True, slots=True)
+class NtlmResponse:
+    """An NTLM AUTHENTICATE message (MS-NLMP 2.2.1.3), and the exchange that it ends.
+
+    :ivar mechanism: the SASL mechanism: NTLM, GSSAPI or GSS-SPNEGO.
+    :ivar mech_list: in SPNEGO, the DER of the client's mechanism list, which *mech_list_mic* signs (RFC 4178 5);
+        both empty outside of SPNEGO, or where the client sent no MIC.
+    """
+
+    exchange: NtlmExchange
+    authenticate: bytes
+    mechanism: str
+    client: Client
+    mech_list: bytes = b""
+    mech_list_mic: bytes = b""
+
+
+class IClientCertificate(ICredentials):
+    """A client certificate that TLS verified."""
+
+
+@implementer(IClientCertificate)
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """AUTH EXTERNAL (RFC 4422 appendix A): the certificate in ``client.tls.certificate`` says who it is.
+
+    :ivar authorise: the authorisation identity that the client asks for; empty: the certificate's own.
+    """
+
+    authorise: str
+    client: Client

@@ -1,0 +1,1 @@
+"""The secure channel to a domain controller, which judges NTLM answers."""

@@ -34,7 +34,8 @@ from relayd.policy.steps import Trace
 from relayd.settings import Authentication, DomainKind, Listener, Relay, Settings
 
 BASIC_MECHANISMS: Final = ("PLAIN", "LOGIN")
-_INTEGRATED_MECHANISMS: Final = ("GSSAPI", "GSS-SPNEGO", "NTLM")
+INTEGRATED_MECHANISMS: Final = ("GSSAPI", "GSS-SPNEGO", "NTLM")
+EXTERNAL: Final = "EXTERNAL"
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ROUTING_CHARACTERS: Final = frozenset("%!@")
 
@@ -115,6 +116,9 @@ class _Site:
         self.anonymous = lines.rule(f"{auth.origin}.anonymous", "authentication.anonymous")
         self.basic = lines.rule(f"{auth.origin}.basic", "authentication.basic")
         self.integrated = lines.rule(f"{auth.origin}.integrated", "authentication.integrated")
+        self.ntlm = lines.rule(f"{auth.origin}.ntlm", "authentication.ntlm")
+        self.channel_binding = lines.rule(f"{auth.origin}.channel_binding", "authentication.channel_binding")
+        self.client_ca = lines.rule(f"{origin}.client_ca", "tls.client_ca")
         self.requires_tls = lines.rule(f"{auth.origin}.basic_requires_tls", "authentication.basic_requires_tls")
         self.message_size = lines.rule(f"{origin}.limits.message_size", f"{origin}.message_size", "limits.message_size")
         self.authenticated = lines.rule(f"{relay.origin}.authenticated")
@@ -134,7 +138,19 @@ class _Site:
     @property
     def can_authenticate(self) -> bool:
         """Whether anybody can: without basic and integrated, "allow authenticated" is void (KB 324281)."""
-        return self.auth.basic or self.auth.integrated
+        return self.auth.basic or self.auth.integrated or self.listener.tls_settings.client_ca is not None
+
+    def serves(self, mechanism: str) -> bool:
+        """Whether this integrated *mechanism* is switched on."""
+        return self.auth.integrated and (self.auth.ntlm or mechanism != "NTLM")
+
+    def switch(self, mechanism: str) -> Rule:
+        """The rule that turns *mechanism* on and off."""
+        if mechanism == EXTERNAL:
+            return self.client_ca
+        if mechanism not in INTEGRATED_MECHANISMS:
+            return self.basic
+        return self.ntlm if mechanism == "NTLM" and self.auth.integrated else self.integrated
 
     def relay_list_matters(self) -> bool:
         """Whether some session may get as far as the relay list."""
@@ -207,11 +223,14 @@ class Policy:
         return site.legacy.match(client.peer.address, client.names, denying=False) is not None
 
     def mechanisms(self, client: Client) -> tuple[str, ...]:
-        """The SASL mechanisms that AUTH may offer right now."""
-        auth = self._sites[client.listener].auth
-        if auth.basic and (client.tls is not None or not auth.basic_requires_tls):
-            return BASIC_MECHANISMS
-        return ()
+        """The SASL mechanisms that AUTH may offer right now, the ones that show no password first."""
+        auth, tls = self._sites[client.listener].auth, client.tls
+        offered: tuple[str, ...] = (EXTERNAL,) if tls is not None and tls.certificate else ()
+        if auth.integrated and (tls is not None or auth.channel_binding != "require"):
+            offered += INTEGRATED_MECHANISMS if auth.ntlm else INTEGRATED_MECHANISMS[:-1]
+        if auth.basic and (tls is not None or not auth.basic_requires_tls):
+            offered += BASIC_MECHANISMS
+        return offered
 
     def greet(self, client: Client, trace: Trace | None = None) -> Verdict:
         """Connection control: 220, 554 5.7.1, or 421 4.4.3 when a name that may decide cannot be looked up."""
@@ -243,20 +262,21 @@ class Policy:
         """Whether AUTH with *mechanism* may begin. An accepted one says nothing of who the client is."""
         site = self._sites[client.listener]
         name = mechanism.upper()
-        basic = site.auth.basic and name in BASIC_MECHANISMS
         refused = self.tls_required(client)
         if refused is not None:
             verdict, why = refused, "TLS is required first"
         elif client.principal is not None:
-            verdict, why = Verdict(Outcome.REFUSE, _AUTH_AGAIN, site.basic), "already authenticated"
+            verdict, why = Verdict(Outcome.REFUSE, _AUTH_AGAIN, site.switch(name)), "already authenticated"
         elif name in self.mechanisms(client):
-            verdict, why = Verdict(Outcome.ACCEPT, _AUTH_GO_ON, site.basic), f"AUTH {name} is offered"
-        elif basic:
+            verdict, why = Verdict(Outcome.ACCEPT, _AUTH_GO_ON, site.switch(name)), f"AUTH {name} is offered"
+        elif name in BASIC_MECHANISMS and site.auth.basic:
             why = f"AUTH {name} is offered under TLS only"
             verdict = Verdict(Outcome.REFUSE, _AUTH_IN_THE_CLEAR, site.requires_tls)
+        elif name in INTEGRATED_MECHANISMS and site.serves(name):
+            why = f"AUTH {name} is offered under TLS only, since it must be bound to the channel"
+            verdict = Verdict(Outcome.REFUSE, _AUTH_IN_THE_CLEAR, site.channel_binding)
         else:
-            rule = site.integrated if name in _INTEGRATED_MECHANISMS else site.basic
-            verdict, why = Verdict(Outcome.REFUSE, _AUTH_UNKNOWN, rule), f"AUTH {name} is not offered"
+            verdict, why = Verdict(Outcome.REFUSE, _AUTH_UNKNOWN, site.switch(name)), f"AUTH {name} is not offered"
         if trace is not None:
             trace.add("auth", verdict.rule, verdict.outcome, why)
         return verdict

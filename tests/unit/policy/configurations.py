@@ -80,6 +80,8 @@ def listener(
     basic: bool = True,
     basic_requires_tls: bool = True,
     integrated: bool = True,
+    ntlm: bool = True,
+    channel_binding: str = "accept",
     tls: TlsMode = TlsMode.STARTTLS,
     require_tls: bool = False,
     message_size: int = 25 * 1024**2,
@@ -96,7 +98,9 @@ def listener(
         legacy_clients=legacy_clients,
         proxy_protocol=proxy_protocol,
         access=Access(*access),
-        authentication=Authentication(anonymous, basic, basic_requires_tls, integrated),
+        authentication=Authentication(
+            anonymous, basic, basic_requires_tls, integrated, ntlm, channel_binding=channel_binding
+        ),
         relay=Relay(
             *relay,
             authenticated,
@@ -143,6 +147,8 @@ CONFIGURATIONS: Mapping[str, Settings] = {
     "boxes: anonymous, integrated": settings(listener(basic=False), domains=[CORP]),
     "boxes: basic, integrated": settings(listener(anonymous=False), domains=[CORP]),
     "boxes: anonymous, basic, integrated": settings(listener(), domains=[CORP]),
+    "no ntlm": settings(listener(ntlm=False), domains=[CORP]),
+    "channel binding": settings(listener(anonymous=False, channel_binding="require"), domains=[CORP]),
     "boxes: none": settings(listener(anonymous=False, basic=False, integrated=False), domains=[CORP]),
     "basic in the clear": settings(listener(basic_requires_tls=False), domains=[CORP]),
     # Access > Secure communication.

@@ -53,7 +53,7 @@ def test_steps_follow_the_session() -> None:
     assert [(step.asked, step.outcome, step.rule.key) for step in steps] == [
         ("access", "accept", "access.allow"),
         ("tls", "pass", "listener[0].require_tls"),
-        ("auth", "accept", "authentication.basic"),
+        ("auth", "accept", "authentication.integrated"),
         ("sender", "accept", "relay.send_as"),
         ("domain", "pass", "domain"),
         ("relay when authenticated", "accept", "relay.authenticated"),
@@ -88,7 +88,7 @@ def test_the_first_listener_is_asked_unless_one_is_named() -> None:
 
 
 def test_a_user_needs_tls_where_a_session_would() -> None:
-    user = replace(QUESTION, user="alice")
+    user = replace(QUESTION, user="alice", mechanism="PLAIN")
     assert explain(POLICY, user).as_dict()["code"] == 538
     assert explain(POLICY, replace(user, tls=True)).as_dict()["verdict"] == "accept"
     assert explain(POLICY, replace(user, listener="smtps")).as_dict()["verdict"] == "accept"

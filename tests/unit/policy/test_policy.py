@@ -77,13 +77,30 @@ def test_a_refused_sender_learns_who_he_is_taken_for() -> None:
 
 
 def test_mechanisms() -> None:
-    assert Policy(settings(listener())).mechanisms(client()) == ()
-    assert Policy(settings(listener())).mechanisms(client(tls=True)) == ("PLAIN", "LOGIN")
-    assert Policy(settings(listener(basic_requires_tls=False))).mechanisms(client()) == ("PLAIN", "LOGIN")
-    assert Policy(settings(listener(basic=False))).mechanisms(client(tls=True)) == ()
+    integrated, basic = ("GSSAPI", "GSS-SPNEGO", "NTLM"), ("PLAIN", "LOGIN")
+    for entry, in_the_clear, under_tls in (
+        (listener(), integrated, integrated + basic),
+        (listener(basic_requires_tls=False), integrated + basic, integrated + basic),
+        (listener(basic=False), integrated, integrated),
+        (listener(basic=False, ntlm=False), integrated[:-1], integrated[:-1]),
+        (listener(integrated=False), (), basic),
+        (listener(channel_binding="require"), (), integrated + basic),
+        (listener(integrated=False, basic=False), (), ()),
+    ):
+        policy = Policy(settings(entry))
+        assert policy.mechanisms(client()) == in_the_clear
+        assert policy.mechanisms(client(tls=True)) == under_tls
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "plain", "GSSAPI", "XOAUTH2", "", "ANONYMOUS"])
+def test_external_is_for_who_showed_a_good_certificate() -> None:
+    policy = Policy(settings(listener(integrated=False, basic=False)))
+    shown = replace(client(), tls=Tls("TLSv1.3", "", certificate=b"DER"))
+    assert policy.mechanisms(shown) == ("EXTERNAL",)
+    assert policy.auth(shown, "external").accepted
+    assert not policy.auth(client(tls=True), "EXTERNAL").accepted
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "plain", "GSSAPI", "EXTERNAL", "XOAUTH2", "", "ANONYMOUS"])
 @pytest.mark.parametrize("tls", [False, True])
 def test_auth_accepts_what_is_offered_and_nothing_else(mechanism: str, tls: bool) -> None:
     policy = Policy(settings(listener()))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path as File
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -75,6 +76,7 @@ class Directory:
 
     :param dns: looks up the controllers.
     :param reactor: takes the answers from the threads.
+    :param keytab: whose own account searches where ``bind_user`` is empty; None: the system's.
     :param clock: seconds, monotonic; for what is kept and what rests.
     :raises ValueError: a server is no LDAP URL, or the CA file is none.
     """
@@ -86,11 +88,13 @@ class Directory:
         reactor: Any,
         events: Events,
         *,
+        keytab: File | None = None,
         clock: Callable[[], float] = time.monotonic,
         threads: int = THREADS,
         waiting: int = WAITING,
     ) -> None:
         self.settings = settings
+        self.keytab = keytab
         self._dns = dns
         self._reactor = reactor
         self._events = events
@@ -143,6 +147,16 @@ class Directory:
             return await self._with_groups(domain, await self._search(partial(lookups.find_sid, domain, sid)))
 
         return await self._users.get((sid.casefold(), "\0sid"), ask, fresh=fresh)
+
+    async def named_groups(self, sids: Iterable[str]) -> frozenset[str]:
+        """The groups with these SIDs as a policy may spell them: SID, DN, name, ``CORP\\name``.
+
+        The SID of no group here, one of another domain or of a user, stands for itself alone.
+
+        :raises ValueError: one is no SID.
+        :raises Unavailable: the directory cannot be asked.
+        """
+        return await self._spelled(await self.domain(), tuple(dict.fromkeys(sids)))
 
     async def verify(self, user: User, password: bytes) -> Refusal | None:
         """Whether *password* is the user's, by a bind; None: it is.
@@ -236,23 +250,20 @@ class Directory:
         return await self._with_groups(domain, await self._search(partial(lookups.find_user, domain, wanted)))
 
     async def _with_groups(self, domain: Domain, user: User | None) -> User | None:
-        if user is None:
-            return None
-        groups = {sid: self._groups.kept(sid) for sid in user.group_sids}
+        return user and replace(user, groups=await self._spelled(domain, user.group_sids))
+
+    async def _spelled(self, domain: Domain, sids: Sequence[str]) -> frozenset[str]:
+        groups = {sid: self._groups.kept(sid) for sid in sids}
         if wanted := [sid for sid, kept in groups.items() if kept is None]:
             found = await self._search(partial(lookups.find_groups, domain, wanted))
             for sid in wanted:
                 groups[sid] = (found.get(sid),)
                 self._groups.put(sid, found.get(sid))
-        spelled = set(user.group_sids)
+        spelled = set(sids)
         for kept in groups.values():
-            group = kept[0] if kept else None
-            if group is not None:
-                spelled.add(group.dn)
-                if group.name:
-                    spelled.add(group.name)
-                    spelled.update({f"{domain.netbios}\\{group.name}"} if domain.netbios else ())
-        return replace(user, groups=frozenset(spelled))
+            if kept is not None and kept[0] is not None:
+                spelled |= kept[0].spellings(domain.netbios)
+        return frozenset(spelled)
 
     async def _search(self, work: Callable[[Connection], T]) -> T:
         return await self._run(Purpose.SEARCH, work)

@@ -81,7 +81,7 @@ def find_groups(domain: Domain, sids: Iterable[str], connection: Connection) -> 
     wanted = tuple(map(sid_octets, sids))
     found: dict[str, Group] = {}
     for start in range(0, len(wanted), _SIDS_AT_ONCE):
-        filter = sid_filter(wanted[start : start + _SIDS_AT_ONCE])
+        filter = f"(&(objectClass=group){sid_filter(wanted[start : start + _SIDS_AT_ONCE])})"
         for entry in connection.search(domain.root, filter, GROUP_ATTRIBUTES):
             one = group(entry)
             found[one.sid] = one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
-from relayd.directory import Directory, LockoutPolicy, Refusal, User
+from relayd.directory import Directory, LockoutPolicy, Refusal, Unavailable, User
 from relayd.directory.entries import AccountState
 from tests.lab.net import wait_for
 from tests.unit.directory.conftest import FakeDns, MakeDirectory, descriptors, fired
@@ -91,6 +91,40 @@ class TestUsers:
         directory = make(server.url, base=f"OU=Staff,{BASE}")
         assert found(clock, directory, "CORP\\carol").name == "carol"
         assert clock.result(directory.find("CORP\\alice")) is None
+
+
+class TestGroups:
+    """What a ticket or a controller's answer says: SIDs alone."""
+
+    SENDERS, STRANGE = "S-1-5-21-1-2-3-600", "S-1-5-21-9-9-9-1"
+
+    def test_as_a_policy_may_spell_them(self, clock: ThreadedClock, directory: Directory) -> None:
+        named = clock.result(directory.named_groups([self.SENDERS, self.STRANGE, self.SENDERS]))
+        assert named == {self.SENDERS, self.STRANGE, "App Senders", "CORP\\App Senders", f"CN=Senders,{BASE}"}
+        assert clock.result(directory.named_groups([])) == frozenset()
+
+    def test_a_user_is_no_group(self, clock: ThreadedClock, directory: Directory) -> None:
+        assert clock.result(directory.named_groups(["S-1-5-21-1-2-3-1001"])) == {"S-1-5-21-1-2-3-1001"}
+
+    def test_names_are_reused_for_a_while(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        clock.result(directory.named_groups([self.SENDERS, self.STRANGE]))
+        before = server.asked.total()
+        clock.result(directory.named_groups([self.STRANGE, self.SENDERS]))
+        assert server.asked.total() == before
+        clock.advance(61)
+        clock.result(directory.named_groups([self.SENDERS]))
+        assert server.asked.total() == before + 1
+
+    def test_what_is_no_sid(self, clock: ThreadedClock, directory: Directory) -> None:
+        with pytest.raises(ValueError, match="SID"):
+            clock.result(directory.named_groups(["App Senders"]))
+
+    def test_a_directory_that_is_away(self, clock: ThreadedClock, server: FakeDirectory, directory: Directory) -> None:
+        server.answer = lambda kind, name: ConnectionError
+        with pytest.raises(Unavailable):
+            clock.result(directory.named_groups([self.SENDERS]))
 
 
 class TestPasswords:

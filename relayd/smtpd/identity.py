@@ -16,13 +16,14 @@ from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
 from relayd import events
-from relayd.model import Client, Fault, Path, Peer, Principal, Reply, Tls, Verdict
+from relayd.model import Client, Fault, Path, Peer, Principal, Reply, Verdict
 from relayd.realm import IRelayDelivery
 from relayd.settings import TlsMode
 from relayd.smtpd import replies
 from relayd.smtpd.classic import ClassicDelivery
 from relayd.smtpd.sasl import AUTH_LINE, Challenge, Exchange, Step, encoded
 from relayd.smtpd.serial import COMMAND_LINE, Answer, SerialESMTP
+from relayd.smtpd.tls import negotiated
 from relayd.smtpd.virtual_server import VirtualServer, session_id
 from relayd.wire import encode_reply, parse_hello
 
@@ -174,8 +175,7 @@ class IdentifiedESMTP(SerialESMTP):
     def handshakeCompleted(self) -> None:
         """TLS is up (``IHandshakeListener``)."""
         self._handshaking = False
-        connection: Any = self.wire.getHandle()
-        tls = Tls(connection.get_protocol_version_name(), connection.get_cipher_name() or "")
+        tls = negotiated(self.wire.getHandle())
         self.client = replace(self.client, tls=tls)
         self.startedTLS = True
         self.emit(events.TlsStarted(session=self.id, version=tls.version, cipher=tls.cipher))

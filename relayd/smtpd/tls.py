@@ -10,6 +10,7 @@ from pathlib import Path as File
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -19,7 +20,7 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from relayd.model import Fault, Reply
+from relayd.model import Fault, Reply, Tls
 from relayd.settings import TlsSettings
 
 _VERSIONS: Final = {
@@ -65,9 +66,43 @@ class ServerTls:
         context.set_session_id(b"relayd")
         context.set_cipher_list(_CIPHERS if minimum in ("1.2", "1.3") else _OLD_CIPHERS)
         _load(context, certificate, key)
+        self._binding = _binding(context)
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        return SSL.Connection(self.context, None)
+        connection = SSL.Connection(self.context, None)
+        connection.set_app_data(self._binding)
+        return connection
+
+
+def negotiated(connection: SSL.Connection) -> Tls:
+    """What a handshake led to."""
+    binding = connection.get_app_data()
+    return Tls(
+        connection.get_protocol_version_name(),
+        connection.get_cipher_name() or "",
+        binding=binding if isinstance(binding, bytes) else b"",
+    )
+
+
+def end_point_binding(certificate: x509.Certificate) -> bytes:
+    """The channel binding ``tls-server-end-point`` of a server's certificate (RFC 5929 4.1).
+
+    Empty where it is undefined: a signature such as Ed25519 names no hash function.
+    """
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return b""
+    if algorithm is None:
+        return b""
+    if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
+        algorithm = hashes.SHA256()
+    return b"tls-server-end-point:" + certificate.fingerprint(algorithm)
+
+
+def _binding(context: SSL.Context) -> bytes:
+    own = SSL.Connection(context, None).get_certificate()
+    return end_point_binding(own.to_cryptography()) if own is not None else b""
 
 
 def _load(context: SSL.Context, certificate: File, key: File) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import os
 import ssl
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
-from relayd.model import Fault
+from relayd.model import Fault, Tls
 from relayd.settings import TlsSettings
 from relayd.smtpd import ServerTls, self_signed, server_tls
+from relayd.smtpd.tls import end_point_binding, negotiated
 from tests.lab.ca import LabCA, Leaf
 
 
@@ -28,25 +36,43 @@ def leaf(ca: LabCA) -> Leaf:
     return ca.leaf()
 
 
-def handshake(server: ServerTls, client: ssl.SSLContext) -> ssl.SSLObject:
-    """The client's end after a handshake.
+class Handshake:
+    """Both ends after a handshake in memory.
 
+    :param session: offered for resumption.
     :raises ssl.SSLError, SSL.Error: there was none.
     """
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ours = client.wrap_bio(incoming, outgoing, server_hostname="relay.example")
-    theirs = server.serverConnectionForTLS(None)  # type: ignore[arg-type]
-    theirs.set_accept_state()
-    for _ in range(5):
-        with suppress(ssl.SSLWantReadError):
-            ours.do_handshake()
-        if octets := outgoing.read():
-            theirs.bio_write(octets)
-        with suppress(SSL.WantReadError):
-            theirs.do_handshake()
-        with suppress(SSL.WantReadError):
-            incoming.write(theirs.bio_read(65536))
-    return ours
+
+    def __init__(self, server: ServerTls, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.ours = client.wrap_bio(incoming, outgoing, server_hostname="relay.example", session=session)
+        self.theirs = server.serverConnectionForTLS(None)  # type: ignore[arg-type]
+        self.theirs.set_accept_state()
+        for _ in range(5):
+            with suppress(ssl.SSLWantReadError):
+                self.ours.do_handshake()
+            if octets := outgoing.read():
+                self.theirs.bio_write(octets)
+            with suppress(SSL.WantReadError):
+                self.theirs.do_handshake()
+            with suppress(SSL.WantReadError):
+                incoming.write(self.theirs.bio_read(65536))
+
+    @property
+    def negotiated(self) -> Tls:
+        return negotiated(self.theirs)
+
+
+def handshake(server: ServerTls, client: ssl.SSLContext) -> ssl.SSLObject:
+    """The client's end after a handshake."""
+    return Handshake(server, client).ours
+
+
+def self_signed_by(key: Any, algorithm: Any) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "relay.example")])
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + datetime.timedelta(days=1))
+    return builder.sign(key, algorithm)
 
 
 def client(maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED, ciphers: str = "") -> ssl.SSLContext:
@@ -138,6 +164,36 @@ class TestNegotiation:
     def test_1_3_is_the_least(self, leaf: Leaf) -> None:
         with pytest.raises((ssl.SSLError, SSL.Error)):
             handshake(ServerTls(leaf.chain, leaf.key, "1.3"), client(ssl.TLSVersion.TLSv1_2))
+
+
+class TestChannelBinding:
+    """RFC 5929 4.1."""
+
+    def test_every_handshake_has_it(self, ca: LabCA, leaf: Leaf, tmp_path: Path) -> None:
+        for chain, key in ((leaf.chain, leaf.key), (self_signed(tmp_path, "relay.example"),) * 2):
+            own = x509.load_pem_x509_certificate(chain.read_bytes())
+            wanted = b"tls-server-end-point:" + own.fingerprint(hashes.SHA256())
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                assert Handshake(ServerTls(chain, key), client(version)).negotiated.binding == wanted
+
+    @pytest.mark.parametrize("signed", [hashes.MD5(), hashes.SHA1(), hashes.SHA256(), hashes.SHA384()])
+    def test_weak_hashes_become_sha_256(self, signed: hashes.HashAlgorithm) -> None:
+        class Certificate:
+            signature_hash_algorithm = signed
+
+            def fingerprint(self, algorithm: hashes.HashAlgorithm) -> bytes:
+                return algorithm.name.encode()
+
+        wanted = b"sha384" if signed.name == "sha384" else b"sha256"
+        assert end_point_binding(Certificate()) == b"tls-server-end-point:" + wanted  # type: ignore[arg-type]
+
+    def test_the_hash_is_the_signatures(self) -> None:
+        certificate = self_signed_by(ec.generate_private_key(ec.SECP384R1()), hashes.SHA384())
+        hashed = hashlib.sha384(certificate.public_bytes(Encoding.DER)).digest()
+        assert end_point_binding(certificate) == b"tls-server-end-point:" + hashed
+
+    def test_is_undefined_without_a_hash(self) -> None:
+        assert end_point_binding(self_signed_by(ed25519.Ed25519PrivateKey.generate(), None)) == b""
 
 
 class TestBadPairs:

@@ -201,6 +201,8 @@ class Kerberos:
 
 @dataclass(frozen=True, slots=True)
 class Ntlm:
+    """``[ntlm]``. In settings that were loaded, *backend* is whom ``auto`` means; empty: nobody, and NTLM is off."""
+
     backend: str = "auto"  # auto | netlogon | winbind | accounts
     computer: str = ""
     secret_file: File | None = None

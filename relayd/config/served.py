@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from relayd.config import integrated
 from relayd.config.reading import Reading
 from relayd.config.schema import ARRAYS, default, home
 from relayd.settings import OutboundTls
@@ -23,14 +24,10 @@ class NotBuilt:
 
     :ivar what: the feature, as it reads before "not built yet in this version".
     :ivar values: the values that need it; empty: all but the default.
-    :ivar off: the key is on by default: what stands for "off". On, it is off all the same, with a warning.
-    :ivar implied_by: the key whose warning speaks for this one.
     """
 
     what: str
     values: tuple[object, ...] = ()
-    off: object = None
-    implied_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +51,7 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "tls.client_ca": NotBuilt("AUTH EXTERNAL by client certificates"),
     "tls.client_crl": NotBuilt("AUTH EXTERNAL by client certificates"),
     "tls.client_map": NotBuilt("AUTH EXTERNAL by client certificates"),
-    "authentication.integrated": NotBuilt("AUTH by GSSAPI, GSS-SPNEGO or NTLM", off=False),
-    "authentication.ntlm": NotBuilt("AUTH NTLM", off=False, implied_by="authentication.integrated"),
-    "authentication.channel_binding": NotBuilt("required channel binding", ("require",)),
     "relay.send_as_header": NotBuilt("send-as for the From header"),
-    "kerberos": NotBuilt("Kerberos"),
-    "ntlm": NotBuilt("NTLM"),
     "domain.deliver": NotBuilt("delivery by LMTP"),
     "domain.rewrite_sender": NotBuilt("rewriting of senders"),
     "domain.rate": NotBuilt("a rate for each domain"),
@@ -107,12 +99,10 @@ def check(reading: Reading) -> None:
             _not_built(reading, key, value, entry)
         elif (extra := EXTRAS.get(rule)) and value != default(key):
             _absent(reading, key, extra)
-    _off(reading)
+    integrated.settle(reading)
 
 
 def _not_built(reading: Reading, key: str, value: object, entry: NotBuilt) -> None:
-    if entry.off is not None:
-        return  # the business of _off
     if value in entry.values or (not entry.values and value != default(key)):
         reading.fault(key, f"{entry.what} is {_NOT_YET}; take this value out")
 
@@ -122,19 +112,3 @@ def _absent(reading: Reading, key: str, extra: Extra) -> None:
         name = f"relayd[{extra.extra}]"
         first = f"apt-get install {extra.packages}, then " if extra.packages else ""
         reading.fault(key, f"needs the extra {name}, which is not installed; {first}pip install '{name}'")
-
-
-def _off(reading: Reading) -> None:
-    """Turns off what is on by default, written or not: a default that is written is still a default."""
-    for key, entry in NOT_BUILT.items():
-        if entry.off is None:
-            continue
-        table, _, name = key.partition(".")
-        told = [key] if reading.written.get(key, True) != entry.off and key not in reading.bad else []
-        reading.tables.setdefault(table, {})[name] = entry.off
-        for index, listener in enumerate(reading.arrays.get("listener", ())):
-            if listener.get(name, entry.off) != entry.off:
-                listener[name] = entry.off
-                told.append(f"listener[{index}].{name}")
-        for written in told if not entry.implied_by else ():
-            reading.warn(written, f"is off: {entry.what} is {_NOT_YET}")

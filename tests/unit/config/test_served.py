@@ -13,28 +13,6 @@ Load = Callable[..., Loaded]
 Faults = Callable[[str], dict[str, str]]
 
 
-def test_the_default_that_is_off_gives_one_warning(config: Load) -> None:
-    loaded = config("[server]\n[authentication]\nanonymous = false\n")
-    assert [(warning.key, warning.line) for warning in loaded.warnings] == [("authentication.integrated", 2)]
-    assert "not built yet in this version" in loaded.warnings[0].text
-    for authentication in (loaded.settings.authentication, loaded.settings.listeners[0].authentication):
-        assert not authentication.integrated
-        assert not authentication.ntlm
-
-
-def test_off_by_choice_gives_none(config: Load) -> None:
-    assert config("[authentication]\nintegrated = false\nntlm = false\n").warnings == ()
-
-
-def test_a_default_that_is_written_is_off_with_its_line(config: Load) -> None:
-    loaded = config("[authentication]\nintegrated = true\n[[listener]]\nintegrated = true\nntlm = true\n")
-    told = [(warning.line, warning.key) for warning in loaded.warnings]
-    assert told == [(2, "authentication.integrated"), (4, "listener[0].integrated")]
-    for authentication in (loaded.settings.authentication, loaded.settings.listeners[0].authentication):
-        assert not authentication.integrated
-        assert not authentication.ntlm
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -42,7 +20,6 @@ def test_a_default_that_is_written_is_off_with_its_line(config: Load) -> None:
         "[directory]\ncache = '60s'\nservers = []\n[kerberos]\n[ntlm]\n",
         "[delivery]\ntls = 'verify'\nsmart_host_tls = ''\ndirect_first = false\n",
         "[[domain]]\nname = 'corp.example'\ndeliver = 'drop'\nrate = ''\nrewrite_sender = ''\n",
-        "[authentication]\nchannel_binding = 'ignore'\n",
         "[console]\nsocket = 'control.sock'\nmetrics_list = ['127.0.0.0/8', '::1']\n",
     ],
 )
@@ -59,10 +36,11 @@ def test_every_line_of_the_table_is_a_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_key_is_served_once_its_line_is_gone(config: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "NOT_BUILT", {})
-    loaded = config("[limits]\nmessages_per_minute = 60\n[pickup]\ndirectory = 'pickup'\n")
+    loaded = config(
+        "[authentication]\nintegrated = false\n[limits]\nmessages_per_minute = 60\n[pickup]\ndirectory = 'pickup'\n"
+    )
     assert loaded.warnings == ()
     assert loaded.settings.limits.messages_per_minute == 60
-    assert loaded.settings.authentication.integrated
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,10 @@ from relayd.auth import (
     FailureCount,
     LdapChecker,
     PasswordChecker,
+    account_of,
 )
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
-from relayd.control import ControlSite, Totals
+from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document
 from relayd.delivery import Scheduler
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory
@@ -52,7 +53,7 @@ from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
 from relayd.settings import Settings
-from relayd.smtpd import MECHANISMS, Listening, VirtualServer
+from relayd.smtpd import MECHANISMS, Listening, VirtualServer, rehearse
 from relayd.systemd import notify
 from relayd.threads import BoundedPool
 
@@ -351,13 +352,27 @@ class RelayService(MultiService):
     async def _listen_for_control(self) -> None:
         path = self.settings.console.socket
         path.unlink(missing_ok=True)  # the queue is ours, so whoever made it is gone
-        site = ControlSite(self.store, self._status, self.events, self.scheduler.retry, self._files)
+        site = ControlSite(self.store, self._status, self._rehearse, self.events, self.scheduler.retry, self._files)
         # Twisted 26 makes the socket and then sets its mode; the umask closes the gap.
         before = os.umask(0o177)
         try:
             self._control = await UNIXServerEndpoint(self._reactor, str(path), mode=0o600).listen(site)
         finally:
             os.umask(before)
+
+    async def _rehearse(self, asked: AuthTest) -> dict[str, Any]:
+        """Authenticates as a client would, for an administrator who wants to see how it goes."""
+        wanted = asked.listener or self.settings.listeners[0].name
+        server = next((entry.server for entry in self.listening if entry.server.listener.name == wanted), None)
+        if server is None:
+            known = ", ".join(entry.server.listener.name for entry in self.listening)
+            raise LookupError(f"{wanted}: no such listener; there are: {known}")
+        mechanism = asked.mechanism or "PLAIN"
+        default_domain = server.listener.authentication.default_domain
+        user = await account_of(self.directory, asked.user, mechanism, default_domain)
+        return rehearsal_document(
+            await rehearse(server, mechanism, user, asked.password, self._files.run), mechanism, wanted
+        )
 
     async def _status(self) -> dict[str, Any]:
         return {

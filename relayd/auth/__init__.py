@@ -2,9 +2,21 @@
 
 from relayd.auth.accounts import Account, AccountsFile, AccountsFileError
 from relayd.auth.checkers import AccountsChecker, AnonymousChecker
-from relayd.auth.credentials import IPassword, Password
+from relayd.auth.credentials import (
+    ClientCertificate,
+    IClientCertificate,
+    IKerberosIdentity,
+    INtlmResponse,
+    IPassword,
+    KerberosIdentity,
+    NtlmResponse,
+    Password,
+)
 from relayd.auth.directory import LdapChecker, PasswordChecker, directory_principal
+from relayd.auth.initiator import PasswordInitiator, account_of
 from relayd.auth.lockout import AccountLockout, FailureCount, Limits, client_key
+from relayd.auth.membership import Membership
+from relayd.auth.ticket import KerberosChecker
 
 __all__ = [
     "Account",
@@ -13,12 +25,22 @@ __all__ = [
     "AccountsFile",
     "AccountsFileError",
     "AnonymousChecker",
+    "ClientCertificate",
     "FailureCount",
+    "IClientCertificate",
+    "IKerberosIdentity",
+    "INtlmResponse",
     "IPassword",
+    "KerberosChecker",
+    "KerberosIdentity",
     "LdapChecker",
     "Limits",
+    "Membership",
+    "NtlmResponse",
     "Password",
     "PasswordChecker",
+    "PasswordInitiator",
+    "account_of",
     "client_key",
     "directory_principal",
 ]

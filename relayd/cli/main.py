@@ -11,6 +11,7 @@ import click
 from relayd import __version__
 from relayd.auth import AccountsFileError
 from relayd.cli.account import account
+from relayd.cli.auth import auth
 from relayd.cli.check import check
 from relayd.cli.context import Context
 from relayd.cli.explain import explain
@@ -37,7 +38,7 @@ def relayctl(context: click.Context, config: File | None, as_json: bool, no_colo
     context.obj = Context(config or default_file(), as_json, no_color)
 
 
-for command in (check, explain, account, queue, status):
+for command in (check, explain, account, auth, queue, status):
     relayctl.add_command(command)
 
 

@@ -6,6 +6,7 @@
     GET  /api/v1/queue/ID/body           message/rfc822
     POST /api/v1/queue/retry  {filter}   {"messages": N}
     POST /api/v1/queue/drop   {filter}   {"messages": N}
+    POST /api/v1/auth/test    {"user", "password", "mechanism", "listener"}
 
 A fault is ``{"error": TEXT}`` with status 400 (the request), 404, or 503 (the queue cannot answer now).
 """
@@ -18,6 +19,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,6 +35,7 @@ from relayd.queue import Filter, MessageBody, Store
 from relayd.threads import BoundedPool
 
 Status = Callable[[], Awaitable[Document]]
+Authenticate = Callable[["AuthTest"], Awaitable[Document]]
 
 #: A request body longer than this is refused, in octets.
 LONGEST_REQUEST = 1024 * 1024
@@ -48,10 +51,25 @@ class ApiError(Exception):
         self.status = status
 
 
+@dataclass(frozen=True, slots=True)
+class AuthTest:
+    """Who shall be authenticated, and how.
+
+    :ivar mechanism: a SASL mechanism; empty: the first one that goes by a password.
+    :ivar listener: the name of a listener; empty: the first one.
+    """
+
+    user: str
+    password: str = field(repr=False)
+    mechanism: str = ""
+    listener: str = ""
+
+
 class ControlSite(Site):
     """The site to listen with.
 
     :param status: makes the document of ``status``.
+    :param authenticate: makes the document of ``auth/test``; LookupError where there is no such listener.
     :param wake: called after an administrator made mail due.
     :param pool: where large messages are read.
     """
@@ -60,6 +78,7 @@ class ControlSite(Site):
         self,
         store: Store,
         status: Status,
+        authenticate: Authenticate,
         events: Events,
         wake: Callable[[], None],
         pool: BoundedPool,
@@ -69,6 +88,9 @@ class ControlSite(Site):
         root.putChild(b"api", api)
         api.putChild(b"v1", version)
         version.putChild(b"status", _Page(events, lambda request: status()))
+        auth = Resource()
+        version.putChild(b"auth", auth)
+        auth.putChild(b"test", _Page(events, post=lambda request: _auth_test(request, authenticate, events)))
         version.putChild(b"queue", _Queue(store, events, wake, pool, clock))
         super().__init__(root)  # type: ignore[no-untyped-call]
         self.displayTracebacks = False
@@ -127,6 +149,29 @@ class _Page(Resource):
             return _send(request, SERVICE_UNAVAILABLE, {"error": error.detail or str(error.reply)})
         self._events.emit(InternalFault(where="control", detail=failure.getTraceback()))
         return _send(request, INTERNAL_SERVER_ERROR, {"error": "a fault of relayd; its log says more"})
+
+
+async def _auth_test(request: Request, authenticate: Authenticate, events: Events) -> Document:
+    wanted = _asked(request)
+    events.emit(AdminAction(action="auth test", who=_who(request), detail=f"{wanted.user[:LONGEST_IN_LOG]}"))
+    try:
+        return await authenticate(wanted)
+    except LookupError as error:
+        raise ApiError(BAD_REQUEST, str(error)) from None
+
+
+def _asked(request: Request) -> AuthTest:
+    octets = request.content.read(LONGEST_REQUEST + 1) if request.content else b""
+    try:
+        document = json.loads(octets)
+        if not isinstance(document, dict) or not all(isinstance(value, str) for value in document.values()):
+            raise ValueError
+        wanted = AuthTest(**document)
+    except (ValueError, TypeError, RecursionError):
+        raise ApiError(BAD_REQUEST, "user, password, mechanism and listener are wanted, as texts") from None
+    if not wanted.user or not wanted.password:
+        raise ApiError(BAD_REQUEST, "an empty user name or password is never tried")
+    return wanted
 
 
 class _Queue(Resource):

@@ -62,6 +62,11 @@ class ControlClient:
         """``retry`` or ``drop``; how many messages that were."""
         return int(self._json("POST", f"/api/v1/queue/{action}", filter)["messages"])
 
+    def auth_test(self, user: str, password: str, mechanism: str, listener: str) -> Document:
+        """Has *user* authenticated by the server."""
+        wanted = {"user": user, "password": password, "mechanism": mechanism, "listener": listener}
+        return self._json("POST", "/api/v1/auth/test", wanted)
+
     def _json(self, method: str, path: str, document: Any = None) -> Document:
         answer: Document = json.loads(self._ask(method, path, document))
         return answer

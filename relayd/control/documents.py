@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any, Final
 
+from relayd.model import Principal
 from relayd.queue import Filter, HistoryEntry, MessageState, QueueEntry
+from relayd.smtpd import Rehearsal
 
 Document = dict[str, Any]
 
@@ -52,6 +54,33 @@ def queue_document(entry: QueueEntry, now: float) -> Document:
 
 def history_document(entry: HistoryEntry) -> Document:
     return {"at": moment(entry.at), **{f.name: getattr(entry, f.name) for f in fields(entry) if f.name != "at"}}
+
+
+def rehearsal_document(rehearsal: Rehearsal, mechanism: str, listener: str) -> Document:
+    """How an authentication went. ``principal`` is null where there is none, ``reason`` what a client is not told."""
+    reply, principal = rehearsal.reply, rehearsal.principal
+    return {
+        "mechanism": mechanism,
+        "listener": listener,
+        "verdict": "accept" if principal is not None else "refuse" if reply.permanent else "defer",
+        "code": reply.code,
+        "enhanced": reply.enhanced,
+        "reply": str(reply),
+        "reason": rehearsal.reason,
+        "principal": None if principal is None else principal_document(principal),
+    }
+
+
+def principal_document(principal: Principal) -> Document:
+    """Who authenticated."""
+    return {
+        "name": principal.name,
+        "upn": principal.upn,
+        "sid": principal.sid,
+        "source": principal.source,
+        "addresses": list(principal.addresses),
+        "groups": sorted(principal.groups),
+    }
 
 
 def filter_from(document: Mapping[str, Any]) -> Filter:

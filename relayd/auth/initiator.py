@@ -1,0 +1,93 @@
+"""The other side of AUTH: a client that has a name and a password, for ``relayctl auth test``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from relayd.directory import Directory
+from relayd.model import Fault, Reply
+
+__all__ = ["PasswordInitiator", "account_of"]
+
+#: What pyspnego calls the protocol that a SASL mechanism speaks here.
+_PROTOCOLS: Final = {"GSSAPI": "kerberos", "GSS-SPNEGO": "negotiate", "NTLM": "ntlm"}
+
+_NO_START: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
+
+
+async def account_of(directory: Directory | None, user: str, mechanism: str, default_domain: str = "") -> str:
+    """*user* as a Windows client would name it: ``alice@CORP.EXAMPLE`` to Kerberos, ``CORP\\alice`` to NTLM.
+
+    A name that is not in the directory, or cannot be looked up, stays as it was typed.
+    """
+    if directory is None or mechanism not in _PROTOCOLS:
+        return user
+    try:
+        found = await directory.find(user, default_domain)
+        domain = await directory.domain()
+    except Fault:
+        return user
+    if found is None or not found.name:
+        return user
+    return f"{domain.netbios}\\{found.name}" if mechanism == "NTLM" else f"{found.name}@{domain.dns.upper()}"
+
+
+class PasswordInitiator:
+    """Answers the challenges of one exchange, in a thread: Kerberos asks a KDC.
+
+    :param hostname: whose service ``smtp/`` is asked for.
+    :param binding: the channel to bind to; empty: to none.
+    """
+
+    def __init__(self, mechanism: str, user: str, password: str, hostname: str, binding: bytes = b"") -> None:
+        self._mechanism = mechanism
+        self._user = user
+        self._password = password
+        self._hostname = hostname
+        self._binding = binding
+        self._context: Any = None
+        self._named = False
+
+    def step(self, challenge: bytes) -> bytes:
+        """The response to *challenge*, which is empty at first.
+
+        :raises Fault: 454: no response can be made: there is no ticket to be had, for one.
+        """
+        if self._mechanism == "PLAIN":
+            return f"\0{self._user}\0{self._password}".encode()
+        if self._mechanism == "LOGIN":
+            named, self._named = self._named, True
+            return (self._password if named else self._user).encode()
+        try:
+            return self._integrated(challenge)
+        except Exception as error:  # of pyspnego, gssapi or krb5: each has its own
+            raise Fault(_NO_START, f"the client's side of {self._mechanism}: {_reason(error)}") from None
+
+    def _integrated(self, challenge: bytes) -> bytes:
+        if self._context is None:
+            self._context = self._client()
+        context = self._context
+        if not context.complete:
+            return bytes(context.step(challenge or None) or b"")
+        offer = context.unwrap(challenge).data
+        if len(offer) != 4 or not offer[0] & 1:
+            raise ValueError("no security layer to go without")
+        return bytes(context.wrap(b"\1\0\0\0", encrypt=False).data)  # RFC 4752 3.1
+
+    def _client(self) -> Any:
+        import spnego
+        from spnego.channel_bindings import GssChannelBindings
+
+        return spnego.client(
+            self._user,
+            self._password,
+            hostname=self._hostname,
+            service="smtp",
+            channel_bindings=GssChannelBindings(application_data=self._binding) if self._binding else None,
+            protocol=_PROTOCOLS[self._mechanism],
+            context_req=spnego.ContextReq.mutual_auth | spnego.ContextReq.integrity,
+        )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

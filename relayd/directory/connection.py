@@ -10,11 +10,12 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import ldap3
+from ldap3.protocol.sasl.sasl import send_sasl_negotiation
 
 from relayd.directory.entries import Entry
 from relayd.directory.faults import ControllerFault, Refusal, refusal
@@ -27,7 +28,7 @@ LONGEST_ANSWER: Final = 16 * 1024 * 1024
 
 Scope = Literal["BASE", "LEVEL", "SUBTREE"]
 
-_SUCCESS, _SIZE_LIMIT, _NO_SUCH_OBJECT = 0, 4, 32  # RFC 4511 A.1
+_SUCCESS, _SIZE_LIMIT, _SASL_IN_PROGRESS, _NO_SUCH_OBJECT = 0, 4, 14, 32  # RFC 4511 A.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +178,50 @@ class Connection:
                 raise ControllerFault("the connection is closed")
             self._ldap.user, self._ldap.password = name, password
             self._ldap.bind(read_server_info=False)
-            result = self._ldap.result
-            code, message = int(result["result"]), str(result["message"])
-            description = str(result["description"])
+            result = dict(self._ldap.result)
         except Exception as error:
             raise self._failed(error, asked=1) from None
         finally:
             self._ldap.password = None
             self._ldap.request = None
+        return self._judged(result, asked=1)
+
+    def bind_sasl(self, mechanism: str, exchange: Generator[bytes, bytes, None]) -> Refusal | None:
+        """Signs in by SASL (RFC 4513 5.2.1); None when that went well.
+
+        :param exchange: yields what is sent, is sent what the controller answers, and ends after its last word.
+        :raises ControllerFault: the controller cannot tell; what *exchange* raises becomes one, too.
+        """
+        try:
+            if self._ldap.closed:
+                raise ControllerFault("the connection is closed")
+            self._ldap.sasl_mechanism = mechanism
+            result = send_sasl_negotiation(self._ldap, None, next(exchange))
+            while int(result["result"]) == _SASL_IN_PROGRESS:
+                result = send_sasl_negotiation(self._ldap, None, exchange.send(result["saslCreds"] or b""))
+        except StopIteration:
+            raise self._failed(OSError(f"{mechanism}: the controller wants more than there is to say")) from None
+        except Exception as error:
+            raise self._failed(error) from None
+        finally:
+            exchange.close()
+            self._ldap.request = None
+        return self._judged(dict(result))
+
+    @property
+    def secured(self) -> ssl.SSLSocket:
+        """The socket as TLS made it."""
+        return cast(ssl.SSLSocket, self._socket.inner)
+
+    def _judged(self, result: Mapping[str, Any], asked: int = 0) -> Refusal | None:
+        code, message = int(result["result"]), str(result["message"])
         if code == _SUCCESS:
             return None
         refused = refusal(code, message)
         if refused is None:
             self.close()
-            raise ControllerFault(f"{self.controller}: bind: {description} ({code}) {message}".rstrip(), asked=1)
+            text = f"{self.controller}: bind: {result['description']} ({code}) {message}".rstrip()
+            raise ControllerFault(text, asked=asked)
         return refused
 
     def search(

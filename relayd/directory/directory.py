@@ -25,8 +25,9 @@ from relayd.directory.connection import Connection, Controller
 from relayd.directory.controllers import IDLE, Controllers, Known, Purpose, located, parse_server
 from relayd.directory.entries import Group, LockoutPolicy, User
 from relayd.directory.faults import ControllerFault, Refusal, SearcherFault, Unavailable
+from relayd.directory.kerberos import KeytabAccount
 from relayd.directory.names import Domain, account_name
-from relayd.directory.searcher import Searcher
+from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.events import ControllerRests, Events
 from relayd.model import Fault, IPAddress, Reply
 from relayd.threads import BoundedPool
@@ -94,7 +95,6 @@ class Directory:
         waiting: int = WAITING,
     ) -> None:
         self.settings = settings
-        self.keytab = keytab
         self._dns = dns
         self._reactor = reactor
         self._events = events
@@ -104,7 +104,12 @@ class Directory:
             "directory recipients", reactor, threads=RECIPIENT_THREADS, waiting=RECIPIENTS_WAITING
         )
         self._context = _context(settings)
-        self._searcher = Searcher(settings.bind_user, settings.bind_password_file, clock)
+        self._account = (
+            PasswordAccount(settings.bind_user, settings.bind_password_file)
+            if settings.bind_user
+            else KeytabAccount(keytab)
+        )
+        self._searcher = Searcher(self._account, clock)
         self._listed = [parse_server(text) for text in settings.servers]
         self._controllers = Controllers(clock)
         self._addresses: dict[str, tuple[IPAddress, ...]] = {}
@@ -157,6 +162,20 @@ class Directory:
         :raises Unavailable: the directory cannot be asked.
         """
         return await self._spelled(await self.domain(), tuple(dict.fromkeys(sids)))
+
+    async def find_mapping(self, identities: tuple[str, ...], *, fresh: bool = False) -> User | None:
+        """The user or computer that has one of these values of altSecurityIdentities; None also where several have.
+
+        :param identities: ``X509:<SKI>…`` and the like, of one certificate.
+        :raises Unavailable: the directory cannot be asked.
+        """
+
+        async def ask() -> User | None:
+            domain = await self.domain()
+            found = await self._search(partial(lookups.find_mapping, domain, identities))
+            return await self._with_groups(domain, found)
+
+        return await self._users.get(("\0".join(identities).casefold(), "\0mapping"), ask, fresh=fresh)
 
     async def verify(self, user: User, password: bytes) -> Refusal | None:
         """Whether *password* is the user's, by a bind; None: it is.
@@ -230,6 +249,23 @@ class Directory:
                 done = Probe(str(known.controller), fault=str(fault))
             probes.append(done)
         return tuple(probes)
+
+    async def hosts(self) -> tuple[tuple[str, tuple[IPAddress, ...]], ...]:
+        """The controllers' names with their addresses, in the order to try them, whatever they are asked for. One that
+        rests comes last, one without an address not at all.
+
+        :raises Unavailable: none can be found.
+        """
+        until = time.monotonic() + self.settings.timeout
+        known = sorted(await self._candidates(until), key=lambda known: known.rests_until > self._clock())
+        controllers = {each.controller.host: each.controller for each in reversed(known)}
+        order = dict.fromkeys(each.controller.host for each in known)
+        found = await gatherResults(
+            [Deferred.fromCoroutine(self._reachable(controllers[host], until)) for host in order]
+        )
+        if not any(addresses for addresses, _ in found):
+            raise Unavailable("; ".join(why for _, why in found))
+        return tuple((host, addresses) for host, (addresses, _) in zip(order, found, strict=True) if addresses)
 
     def close(self) -> Deferred[list[None]]:
         """Asks no more and closes all connections. Fires when the threads have ended, within the time-out."""
@@ -423,6 +459,12 @@ class Directory:
             raise ControllerFault(f"{controller}: has no address")
         self._addresses[host] = addresses
         return addresses
+
+    async def _reachable(self, controller: Controller, until: float) -> tuple[tuple[IPAddress, ...], str]:
+        try:
+            return await self._resolved(controller, until), ""
+        except ControllerFault as fault:
+            return (), str(fault)
 
     async def _within(self, until: float, call: Coroutine[Any, Any, T]) -> T:
         result: Deferred[T] = Deferred.fromCoroutine(call)

@@ -162,6 +162,7 @@ USERS: dict[str, str] = {account.name: account.password for account in ACCOUNTS}
 }
 """Passwords by sAMAccountName."""
 
+# SASL without a layer of its own inside TLS, as Active Directory takes it; Samba's default would refuse it there.
 SMB_CONF = """\
 [global]
 netbios name = DC1
@@ -183,6 +184,7 @@ winbindd socket directory = {directory}/winbindd
 ntp signd socket directory = {directory}/ntp
 log file = {directory}/log.%m
 tls enabled = yes
+ldap server require strong auth = allow_sasl_over_tls
 idmap_ldb:use rfc2307 = yes
 [sysvol]
 path = {directory}/state/sysvol

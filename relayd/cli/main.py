@@ -15,6 +15,7 @@ from relayd.cli.auth import auth
 from relayd.cli.check import check
 from relayd.cli.context import Context
 from relayd.cli.explain import explain
+from relayd.cli.join import join
 from relayd.cli.queue import queue
 from relayd.cli.status import status
 from relayd.config import ConfigFaults, default_file
@@ -38,7 +39,7 @@ def relayctl(context: click.Context, config: File | None, as_json: bool, no_colo
     context.obj = Context(config or default_file(), as_json, no_color)
 
 
-for command in (check, explain, account, auth, queue, status):
+for command in (check, explain, account, auth, join, queue, status):
     relayctl.add_command(command)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path as File
 
@@ -37,6 +37,7 @@ def load(
     *,
     overrides: Mapping[str, object] | None = None,
     hostname: Callable[[], str] = machine_name,
+    unmade: Collection[str] = (),
 ) -> Loaded:
     """Reads a relayd.toml.
 
@@ -45,6 +46,7 @@ def load(
     :param file: relative paths in it start from its folder.
     :param overrides: values that stand in place of what is written: ``{"server.state": "/srv/relayd"}``.
     :param hostname: gives the default of ``[server] hostname``.
+    :param unmade: keys that the caller is about to make what they need: their faults do not count.
     :raises ConfigFaults: with everything that is wrong.
     """
     try:
@@ -61,8 +63,8 @@ def load(
     settings = build(reading, hostname)
     files.check(reading, settings)
     checks.check(reading, settings)
-    if reading.faults:
-        raise ConfigFaults(_ordered(reading.faults))
+    if faults := [fault for fault in reading.faults if fault.key not in unmade]:
+        raise ConfigFaults(_ordered(faults))
     return Loaded(settings, _ordered(reading.warnings))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Final
 
+from relayd.config import integrated
 from relayd.config.faults import shown
 from relayd.config.readers import next_hop, suggestion
 from relayd.config.reading import Reading
@@ -214,15 +216,36 @@ def _directory(reading: Reading, settings: Settings) -> None:
                     reading.warn(f"directory.{key}", "has no effect without servers or domain")
         return
     if not directory.bind_user and reading.good("directory.bind_user"):
-        reading.fault(
-            "directory.bind_user",
-            "is missing; name the account that searches (that the keytab's own account does it is not built yet in "
-            "this version)",
-        )
+        _keytab_searches(reading, settings)
     elif directory.bind_password_file is None and reading.good("directory.bind_password_file"):
         reading.fault("directory.bind_password_file", "is missing; bind_user needs it")
     if directory.base and "=" not in directory.base:
         reading.fault("directory.base", f'{shown(directory.base)} is no DN; write one such as "DC=corp,DC=example"')
+
+
+def _keytab_searches(reading: Reading, settings: Settings) -> None:
+    """Nobody is named to search, so the keytab's own account does."""
+    if reading.written.get("directory.bind_password_file"):
+        reading.fault("directory.bind_user", "is missing; name the account that bind_password_file is for")
+    elif settings.kerberos.keytab is None and reading.good("kerberos.keytab") and not integrated.SYSTEM_KEYTAB.exists():
+        reading.fault(
+            "directory.bind_user",
+            "is missing; name the account that searches, or have a keytab whose own account does (`relayctl join` makes"
+            " one)",
+        )
+    elif importlib.util.find_spec("gssapi") is None:
+        reading.fault(
+            "directory.bind_user",
+            "is missing; that the keytab's own account searches needs the extra relayd[kerberos], which is not"
+            " installed; name an account, or pip install 'relayd[kerberos]'",
+        )
+    for index, server in enumerate(settings.directory.servers):
+        if not server.startswith("ldaps:") and reading.good(f"directory.servers[{index}]"):
+            reading.fault(
+                f"directory.servers[{index}]",
+                f"{shown(server)}: the keytab's own account signs in on LDAPS alone; write ldaps://, or name a"
+                " bind_user",
+            )
 
 
 _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (

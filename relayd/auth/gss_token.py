@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["KERBEROS", "NTLMSSP", "SPNEGO", "kerberos_token", "mechanism", "ticket"]
+__all__ = ["KERBEROS", "NTLMSSP", "SPNEGO", "kerberos_token", "mechanism", "request", "ticket"]
 
 KERBEROS: Final = "1.2.840.113554.1.2.2"
 SPNEGO: Final = "1.3.6.1.5.5.2"
@@ -59,29 +59,42 @@ def kerberos_token(token: bytes) -> bytes:
     return bytes(inner)
 
 
-def ticket(token: bytes) -> str:
-    """What the ticket in a Kerberos *token* is for: ``smtp/relay.corp.example@CORP.EXAMPLE, kvno 3``.
+def request(token: bytes) -> bytes:
+    """The Kerberos message in an initial Kerberos *token* (RFC 4121 4.1): an AP-REQ, where all is well.
 
-    :raises ValueError: the token is no AP-REQ (RFC 4120 5.5.1).
+    :raises ValueError: there is none.
     """
-    from spnego._context import GSSMech
-    from spnego._kerberos import KrbApReq
     from spnego._spnego import InitialContextToken, unpack_token
 
     try:
         frame = unpack_token(token, unwrap=True)
-        assert isinstance(frame, InitialContextToken)
-        request = unpack_token(frame.inner_context_token, mech=GSSMech.kerberos)
-        assert isinstance(request, KrbApReq)
-        service = b"/".join(request.ticket.sname.value) + b"@" + request.ticket.realm
-        return f"{_printable(service)}, kvno {request.ticket.enc_part.kvno}"
+    except Exception as error:
+        raise ValueError(f"a malformed frame ({type(error).__name__})") from None
+    if not isinstance(frame, InitialContextToken):
+        raise ValueError("a Kerberos message without its frame")
+    return bytes(frame.inner_context_token[2:])  # behind TOK_ID
+
+
+def ticket(token: bytes) -> str:
+    """What the ticket in an initial Kerberos *token* is for: ``smtp/relay.corp.example@CORP.EXAMPLE, kvno 3``.
+
+    :raises ValueError: there is no AP-REQ (RFC 4120 5.5.1) in it.
+    """
+    from spnego._asn1 import unpack_asn1
+    from spnego._kerberos import KerberosV5Msg, KrbApReq
+
+    try:
+        message = KerberosV5Msg.unpack(unpack_asn1(unpack_asn1(request(token))[0].b_data)[0])
+        assert isinstance(message, KrbApReq)
+        service = b"/".join(message.ticket.sname.value) + b"@" + message.ticket.realm
+        return f"{_printable(service)}, kvno {message.ticket.enc_part.kvno}"
     except Exception as error:
         raise ValueError(f"no AP-REQ ({type(error).__name__})") from None
 
 
 def _printable(name: bytes) -> str:
     # Anybody may write anything there, and the log shall stay readable.
-    return name[:256].decode("ascii", "backslashreplace").encode("unicode_escape").decode("ascii")
+    return name[:256].decode("latin-1").encode("unicode_escape").decode("ascii")
 
 
 def _whole(token: bytes) -> None:

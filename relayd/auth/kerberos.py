@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING
 
 from twisted.cred.error import UnauthorizedLogin
 
-from relayd.auth.gss_token import KERBEROS, SPNEGO, kerberos_token, mechanism, ticket
+from relayd.auth.authenticator import unbound
+from relayd.auth.gss_token import KERBEROS, SPNEGO, kerberos_token, mechanism, request, ticket
 from relayd.auth.pac import Pac, logon_info, upn_dns_info
 from relayd.model import Fault, Reply
 
@@ -85,7 +86,8 @@ class KerberosAcceptor:
     """
 
     def __init__(self, keytab: File | None) -> None:
-        self._name = f"FILE:{keytab}" if keytab is not None else ""
+        #: The keytab with its type, as libkrb5 names it; empty: the system's.
+        self.keytab_name = f"FILE:{keytab}" if keytab is not None else ""
         if not self.principals:
             raise ValueError(f"keytab {self.keytab} has no keys")
 
@@ -94,7 +96,7 @@ class KerberosAcceptor:
         """The keytab's file."""
         import krb5
 
-        name = self._name or krb5.kt_default_name(krb5.init_context()).decode("utf-8", "replace")
+        name = self.keytab_name or krb5.kt_default_name(krb5.init_context()).decode("utf-8", "replace")
         return name.removeprefix("FILE:")
 
     @property
@@ -107,7 +109,9 @@ class KerberosAcceptor:
 
         context = krb5.init_context()
         try:
-            keytab = krb5.kt_resolve(context, self._name.encode()) if self._name else krb5.kt_default(context)
+            keytab = (
+                krb5.kt_resolve(context, self.keytab_name.encode()) if self.keytab_name else krb5.kt_default(context)
+            )
             names = [krb5.unparse_name_flags(context, entry.principal).decode("utf-8", "replace") for entry in keytab]
         except krb5.Krb5Error as error:
             why = str(error).removesuffix(f" {error.err_code}")
@@ -123,17 +127,20 @@ class KerberosAcceptor:
         """
         return KerberosContext(self, binding, channel_binding)
 
-    def credentials(self) -> Creds:
+    def credentials(self, replays: bool = False) -> Creds:
         """The acceptor's credentials, of the keytab as it is now.
 
+        :param replays: they are taken: what is accepted was looked up before.
         :raises Fault: 454 4.7.0: the keytab is away, unreadable or empty.
         """
         from gssapi.raw import OID, GSSError, acquire_cred, acquire_cred_from, set_neg_mechs
 
         mechanisms = [OID.from_int_seq(oid) for oid in (KERBEROS, SPNEGO)]
+        store: dict[bytes | str, bytes | str] = {b"keytab": self.keytab_name.encode()} if self.keytab_name else {}
+        if replays:
+            store[b"rcache"] = b"none:"
         try:
-            if self._name:
-                store: dict[bytes | str, bytes | str] = {b"keytab": self._name.encode()}
+            if store:
                 credentials = acquire_cred_from(store, mechs=mechanisms, usage="accept").creds
             else:
                 credentials = acquire_cred(None, mechs=mechanisms, usage="accept").creds
@@ -169,6 +176,7 @@ class KerberosContext:
         self._context: SecurityContext | None = None
         self._initiator: Name | None = None
         self._failed = False
+        self._tokens: list[bytes] = []
         self.complete = False
         self.spnego = False
 
@@ -188,6 +196,7 @@ class KerberosContext:
         if not result.more_steps:
             self._judge(result)
             self._initiator = result.initiator_name
+            self._tokens.clear()
             self.complete = True
         self._failed = False
         return result.token or b""
@@ -207,12 +216,38 @@ class KerberosContext:
     def _accept(self, token: bytes) -> AcceptSecContextResult:
         from gssapi.raw import BadChannelBindingsError, GSSError, accept_sec_context
 
+        self._tokens.append(token)
         try:
             return accept_sec_context(token, self._credentials, self._context, self._bindings())
         except BadChannelBindingsError:
-            raise UnauthorizedLogin("bound to another channel than this one (channel bindings)") from None
+            if self._required or not self._unbound(token):
+                raise UnauthorizedLogin("bound to another channel than this one (channel bindings)") from None
+            return self._accept_unbound()
         except GSSError as error:
             raise self._failure(error, token) from None
+
+    def _unbound(self, token: bytes) -> bool:
+        try:
+            return unbound(request(kerberos_token(token)), self._acceptor.keytab_name)
+        except OSError as error:
+            raise Fault(_UNAVAILABLE, f"cannot tell whether the initiator binds: {error}") from None
+        except ValueError:
+            return False
+
+    def _accept_unbound(self) -> AcceptSecContextResult:
+        """Begins again without bindings; that none of it is a replay was seen the first time."""
+        from gssapi.raw import GSSError, accept_sec_context
+
+        self._credentials = self._acceptor.credentials(replays=True)
+        self._binding = b""
+        self._context = None
+        try:
+            for token in self._tokens:
+                result = accept_sec_context(token, self._credentials, self._context)
+                self._context = result.context
+        except GSSError as error:
+            raise self._failure(error, token) from None
+        return result
 
     def _bindings(self) -> ChannelBindings | None:
         from gssapi.raw import ChannelBindings

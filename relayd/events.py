@@ -126,10 +126,13 @@ class SessionRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsStarted(Event):
+    """*distrust*: why a certificate that the client showed is not good, or not known to be."""
+
     name: ClassVar[str] = "tls-started"
     session: str
     version: str
     cipher: str
+    distrust: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,6 +148,7 @@ class Tls:
     :ivar binding: inbound: channel binding data, ``tls-server-end-point:`` and the certificate's hash (RFC 5929 4).
     :ivar certificate: inbound: the client's certificate (DER), once it was verified; empty: none, or not good.
     :ivar distrust: inbound: why a certificate that the client showed is not good.
+    :ivar undecided: inbound: why nobody can tell for now whether it is good; that is never the client's fault.
     """
 
     version: str
@@ -157,6 +158,12 @@ class Tls:
     binding: bytes = b""
     certificate: bytes = b""
     distrust: str = ""
+    undecided: str = ""
+
+    @property
+    def external(self) -> bool:
+        """Whether AUTH EXTERNAL is worth a try: the client's certificate is good, or may be."""
+        return bool(self.certificate or self.undecided)
 
 
 @dataclass(frozen=True, slots=True)

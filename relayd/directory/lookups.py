@@ -20,7 +20,15 @@ from relayd.directory.entries import (
     user,
 )
 from relayd.directory.faults import ControllerFault
-from relayd.directory.names import AccountName, Domain, equals, recipient_filter, sid_filter, user_filter
+from relayd.directory.names import (
+    AccountName,
+    Domain,
+    equals,
+    mapping_filter,
+    recipient_filter,
+    sid_filter,
+    user_filter,
+)
 
 _ANY = "(objectClass=*)"
 #: SIDs in one search at most.
@@ -58,6 +66,13 @@ def find_user(domain: Domain, name: AccountName, connection: Connection) -> User
 def find_sid(domain: Domain, sid: str, connection: Connection) -> User | None:
     """The user or computer with this SID."""
     filter = f"(&(objectClass=user){sid_filter((sid_octets(sid),))})"
+    found = connection.search(domain.base, filter, USER_ATTRIBUTES, most=2)
+    return _complete(domain, found[0], connection) if len(found) == 1 else None
+
+
+def find_mapping(domain: Domain, identities: tuple[str, ...], connection: Connection) -> User | None:
+    """The user or computer that a certificate is mapped to; None where there is none, or no single one."""
+    filter = f"(&(objectClass=user){mapping_filter(identities)})"
     found = connection.search(domain.base, filter, USER_ATTRIBUTES, most=2)
     return _complete(domain, found[0], connection) if len(found) == 1 else None
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
 
-__all__ = ["AccountName", "Domain", "account_name", "equals", "recipient_filter", "sid_filter", "user_filter"]
+__all__ = [
+    "AccountName",
+    "Domain",
+    "account_name",
+    "equals",
+    "mapping_filter",
+    "recipient_filter",
+    "sid_filter",
+    "user_filter",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,11 @@ def recipient_filter(addresses: tuple[str, ...]) -> str:
     """Finds whatever has one of these mail addresses: people, groups, contacts, public folders."""
     parts = [equals("proxyAddresses", f"smtp:{address}") + equals("mail", address) for address in addresses]
     return f"(|{''.join(parts)})"
+
+
+def mapping_filter(identities: tuple[str, ...]) -> str:
+    """Finds the users and computers with one of these explicit mappings (MS-ADA1 2.61)."""
+    return f"(|{''.join(equals('altSecurityIdentities', identity) for identity in identities)})"
 
 
 def sid_filter(sids: tuple[bytes, ...]) -> str:

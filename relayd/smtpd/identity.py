@@ -178,7 +178,8 @@ class IdentifiedESMTP(SerialESMTP):
         tls = negotiated(self.wire.getHandle())
         self.client = replace(self.client, tls=tls)
         self.startedTLS = True
-        self.emit(events.TlsStarted(session=self.id, version=tls.version, cipher=tls.cipher))
+        distrust = tls.distrust or tls.undecided
+        self.emit(events.TlsStarted(session=self.id, version=tls.version, cipher=tls.cipher, distrust=distrust))
         if not self._welcomed:
             self.welcome()
 

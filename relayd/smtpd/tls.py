@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path as File
 from typing import Any, Final
@@ -16,12 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
+from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from relayd.model import Fault, Reply, Tls
 from relayd.settings import TlsSettings
+from relayd.smtpd.client_certificates import ClientCertificates, Judgement
 
 _VERSIONS: Final = {
     "1.0": SSL.TLS1_VERSION,
@@ -34,6 +37,8 @@ _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 # Devices that need a minimum below 1.2 need CBC, RSA key exchange and SHA-1 signatures too; OpenSSL 3 has these at
 # level 0 alone. What it offers first is still the best both can do.
 _OLD_CIPHERS: Final = _CIPHERS + b":ECDHE+AES:DHE+AES:AES:!aNULL:!eNULL:!PSK:!SRP:@SECLEVEL=0"
+
+_MODERN: Final = ("1.2", "1.3")
 
 _OPTIONS: Final = (
     SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_IGNORE_UNEXPECTED_EOF
@@ -53,35 +58,59 @@ class ServerTls:
     :param certificate: PEM: the certificate, then the chain that leads to its CA.
     :param key: PEM; may be the same file.
     :param minimum: ``1.0``, ``1.1``, ``1.2`` or ``1.3``.
+    :param clients: judges the certificates that clients are then asked for; None: they are not asked.
     :raises Fault: a file is not readable, holds no certificate or no key, or the two do not belong together. Its
         detail names the file.
     """
 
-    def __init__(self, certificate: File, key: File, minimum: str = "1.2") -> None:
+    def __init__(
+        self, certificate: File, key: File, minimum: str = "1.2", clients: ClientCertificates | None = None
+    ) -> None:
         self.context = context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(_VERSIONS[minimum])
         context.set_options(_OPTIONS)
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets do it
         context.set_session_id(b"relayd")
-        context.set_cipher_list(_CIPHERS if minimum in ("1.2", "1.3") else _OLD_CIPHERS)
+        context.set_cipher_list(_CIPHERS if minimum in _MODERN else _OLD_CIPHERS)
         _load(context, certificate, key)
+        self._clients = clients
+        if clients is not None:
+            # A certificate is judged in a handshake that shows it, by the CRL of that moment: no session is resumed.
+            context.set_options(SSL.OP_NO_TICKET)
+            clients.trust(context)
+            context.set_verify(SSL.VERIFY_PEER, _judge)
         self._binding = _binding(context)
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         connection = SSL.Connection(self.context, None)
-        connection.set_app_data(self._binding)
+        judged = self._clients.judgement() if self._clients is not None else None
+        connection.set_app_data(_Negotiation(self._binding, judged))
         return connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Negotiation:
+    """What goes with a connection through its handshake."""
+
+    binding: bytes
+    judged: Judgement | None
 
 
 def negotiated(connection: SSL.Connection) -> Tls:
     """What a handshake led to."""
-    binding = connection.get_app_data()
-    return Tls(
-        connection.get_protocol_version_name(),
-        connection.get_cipher_name() or "",
-        binding=binding if isinstance(binding, bytes) else b"",
-    )
+    tls = Tls(connection.get_protocol_version_name(), connection.get_cipher_name() or "")
+    known = connection.get_app_data()
+    if not isinstance(known, _Negotiation):  # made by another than ServerTls
+        return tls
+    tls = replace(tls, binding=known.binding)
+    return tls if known.judged is None else known.judged.over(connection, tls)
+
+
+def _judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+    """OpenSSL's word on one certificate of the chain. The handshake goes on whatever it is."""
+    connection.get_app_data().judged.note(certificate, error, depth)
+    return True
 
 
 def end_point_binding(certificate: x509.Certificate) -> bytes:
@@ -140,9 +169,17 @@ def server_tls(settings: TlsSettings, directory: File, hostname: str) -> ServerT
     :raises Fault: see :class:`ServerTls`; or the self-signed certificate cannot be written.
     """
     if settings.certificate is not None:
-        return ServerTls(settings.certificate, settings.key or settings.certificate, settings.minimum)
-    file = self_signed(directory, hostname)
-    return ServerTls(file, file, settings.minimum)
+        certificate, key = settings.certificate, settings.key or settings.certificate
+    else:
+        certificate = key = self_signed(directory, hostname)
+    clients = None
+    # Below 1.2 OpenSSL's security level 0 would take a client's certificate with an MD5 signature.
+    if settings.client_ca is not None and settings.minimum in _MODERN:
+        try:
+            clients = ClientCertificates(settings.client_ca, settings.client_crl)
+        except ValueError as error:
+            raise _fault(str(error)) from None
+    return ServerTls(certificate, key, settings.minimum, clients)
 
 
 def self_signed(directory: File, hostname: str) -> File:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from twisted.cred.credentials import Anonymous
 from twisted.cred.error import LoginFailed
@@ -26,6 +26,11 @@ from relayd.smtpd.serial import COMMAND_LINE, Answer, SerialESMTP
 from relayd.smtpd.tls import negotiated
 from relayd.smtpd.virtual_server import VirtualServer, session_id
 from relayd.wire import encode_reply, parse_hello
+
+#: Mechanisms whose empty response .NET's SmtpClient sends as two lines.
+_TWICE_EMPTY: Final = frozenset({"GSSAPI", "GSS-SPNEGO"})
+#: Replies to a client whose credentials were not looked at: it cancelled, or sent no token.
+_NO_CREDENTIALS: Final = frozenset({500, 501})
 
 _Avatar = tuple[type[Interface], Any, Callable[[], object]]
 
@@ -65,6 +70,7 @@ class IdentifiedESMTP(SerialESMTP):
         self._said_hello = False
         self._handshaking = False
         self._exchange: Exchange | None = None
+        self._empty_again = False
         self._authentication_failures = 0
         self._relay: IRelayDelivery | None = None
         self._logout: Callable[[], object] | None = None
@@ -220,19 +226,29 @@ class IdentifiedESMTP(SerialESMTP):
 
     def respond(self, exchange: Exchange, line: bytes, *, first: bool = False) -> Answer:
         """The client's next line in an AUTH exchange."""
+        self._empty_again = not (first or line) and exchange.name in _TWICE_EMPTY
         try:
             step = exchange.begin(line) if first else exchange.respond(line)
             if not isinstance(step, Deferred):
-                return self._stepped(step)
+                return self._stepped(step, exchange)
         except Exception:
             return self._not_authenticated(Failure(), exchange)
-        return step.addCallback(self._stepped).addErrback(self._not_authenticated, exchange)
+        return step.addCallback(self._stepped, exchange).addErrback(self._not_authenticated, exchange)
 
-    def _stepped(self, step: Step) -> Answer:
+    def is_second_empty(self, line: bytes) -> bool:
+        """Whether *line* is the second of the two empty lines by which .NET gives one empty response.
+
+        It comes with the first, whatever the answer to that is, and waits for none itself.
+        """
+        expected, self._empty_again = self._empty_again, False
+        return expected and not line
+
+    def _stepped(self, step: Step, exchange: Exchange) -> Answer:
+        if self._lost:
+            self.leave_exchange()
+            return None
         if isinstance(step, Challenge):
             return encoded(step)
-        exchange = self._exchange
-        assert exchange is not None
         assert self.portal is not None
         login = self.portal.login(step.credentials, self, IMessageDelivery, IMessageDeliveryFactory)
         return login.addCallback(self._logged_in, exchange).addErrback(self._not_authenticated, exchange)
@@ -269,9 +285,9 @@ class IdentifiedESMTP(SerialESMTP):
             self.internal_fault(failure)
             fault = Fault(replies.AUTH_UNAVAILABLE, failure.getErrorMessage())
         reply = fault.reply
-        if reply.code != 501:  # cancelled, or no token at all: nobody's credentials were refused
+        if reply.code not in _NO_CREDENTIALS:
             self._report_failure(exchange.name, exchange.user, fault.detail, reply)
-        if reply.permanent and reply.code != 501:
+        if reply.permanent and reply.code not in _NO_CREDENTIALS:
             self._authentication_failures += 1
             if self._authentication_failures >= self.server.listener.authentication.max_failures:
                 self._out.append(encode_reply(reply))
@@ -292,7 +308,9 @@ class IdentifiedESMTP(SerialESMTP):
 
     def leave_exchange(self) -> None:
         """AUTH is over: lines are commands again."""
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
 
     # The avatar.
 

@@ -32,6 +32,7 @@ MECHANISM_WANTED: Final = Reply.of(501, "5.5.4", "AUTH what?")
 CANCELLED: Final = Reply.of(501, "5.7.0", "Authentication cancelled")
 BAD_BASE64: Final = Reply.of(501, "5.5.2", "Cannot decode this base64")
 MALFORMED_RESPONSE: Final = Reply.of(501, "5.5.2", "Malformed response")
+TOKEN_TOO_LONG: Final = Reply.of(500, "5.5.6", "Authentication exchange line is too long")  # RFC 4954 6
 NO_MECHANISM: Final = Reply.of(504, "5.5.4", "Mechanism not offered")
 
 # Of the order of commands.

@@ -20,9 +20,10 @@ from relayd.auth import Password
 from relayd.model import Client, Fault
 from relayd.smtpd import replies
 
-#: The longest line of an exchange, in octets: a token of 64 KiB in base64, the command before it, and CRLF. A Kerberos
-#: ticket with a large PAC needs it; RFC 4954 4 asks for 12288.
-AUTH_LINE: Final = 4 * ((64 * 1024 + 2) // 3) + 64
+#: The longest token, in octets. A Kerberos ticket with a large PAC needs it; RFC 4954 4 asks for 12288 in base64.
+TOKEN: Final = 64 * 1024
+#: The longest line of an exchange: such a token in base64, the command before it, and CRLF.
+AUTH_LINE: Final = 4 * ((TOKEN + 2) // 3) + 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ Step = Challenge | Done
 
 
 class Mechanism(Protocol):
-    """One exchange by one mechanism.
+    """One exchange by one mechanism. One that holds something has a ``close()`` too.
 
     :ivar user: who the client claims to be, for the log; empty as long as it is not known.
     """
@@ -150,6 +151,12 @@ class Exchange:
             raise Fault(replies.CANCELLED, "cancelled by the client")
         return self._mechanism.step(_decoded(line))
 
+    def close(self) -> None:
+        """It is over, whatever its end; the mechanism drops what it holds. Not while a step of it is at work."""
+        close: Callable[[], None] | None = getattr(self._mechanism, "close", None)
+        if close is not None:
+            close()
+
 
 def encoded(challenge: Challenge) -> bytes:
     """The 334 reply that carries *challenge*."""
@@ -158,6 +165,9 @@ def encoded(challenge: Challenge) -> bytes:
 
 def _decoded(line: bytes) -> bytes:
     try:
-        return binascii.a2b_base64(line, strict_mode=True) if line else b""
+        token = binascii.a2b_base64(line, strict_mode=True) if line else b""
     except binascii.Error as error:
         raise Fault(replies.BAD_BASE64, f"base64: {error}") from None
+    if len(token) > TOKEN:
+        raise Fault(replies.TOKEN_TOO_LONG)
+    return token

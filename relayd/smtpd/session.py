@@ -117,6 +117,8 @@ class RelayESMTP(IdentifiedESMTP):
     # Lines.
 
     def line(self, line: bytes) -> Answer:
+        if self.is_second_empty(line):
+            return None
         if self._exchange is not None:
             return self.respond(self._exchange, line)
         self.verb = self._given = ""
@@ -389,6 +391,8 @@ class RelayESMTP(IdentifiedESMTP):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         super().connectionLost(reason)
         self.drop_transaction()
+        if not self._busy:  # else the exchange is left when what it waits for has come
+            self.leave_exchange()
         self.log_out()
         self.server.closed(self)
         if not self.why:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -100,6 +101,18 @@ def octets(text: str) -> bytes:
     return b"".join(part + (escaped[at] if at < len(escaped) else b"") for at, part in enumerate(plain))
 
 
+_TOKEN = re.compile(r"\[\[(.*?)(?:\|(\d+))?\]\]")
+
+
+def line(text: str) -> str:
+    """*text* with its tokens in base64."""
+
+    def encoded(match: re.Match[str]) -> str:
+        return b64encode(octets(match[1]).ljust(int(match[2] or 0), b"x")).decode()
+
+    return _TOKEN.sub(encoded, text)
+
+
 class Player:
     """Plays one dialog over one channel."""
 
@@ -140,7 +153,7 @@ class Player:
             self._channel.send(segment)
 
     def _line(self, step: Step) -> None:
-        self._segment += step.argument.encode() + b"\r\n"
+        self._segment += line(step.argument).encode() + b"\r\n"
 
     def _octets(self, step: Step) -> None:
         self._segment += octets(step.argument)
@@ -162,8 +175,8 @@ class Player:
         raise AssertionError(self._at(step, f"the server said nothing more (left: {self._unread!r})"))
 
     def _exact(self, step: Step) -> None:
-        line = self._next_line(step)
-        assert line == step.argument, self._at(step, f"the server said {line!r}")
+        said = self._next_line(step)
+        assert said == line(step.argument), self._at(step, f"the server said {said!r}")
 
     def _pattern(self, step: Step) -> None:
         line = self._next_line(step)
@@ -211,4 +224,4 @@ _METHODS = {
     "end": "end",
 }
 
-__all__ = ["BadDialog", "Channel", "Dialog", "Player", "all_dialogs", "octets", "parse"]
+__all__ = ["BadDialog", "Channel", "Dialog", "Player", "all_dialogs", "line", "octets", "parse"]

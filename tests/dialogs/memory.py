@@ -14,6 +14,7 @@ from relayd.settings import TlsMode, TlsSettings
 from relayd.smtpd import server_tls
 from tests.dialogs.dialog import BadDialog, Dialog
 from tests.unit.smtpd.fakes import FakePolicy, FakeRealm, refused
+from tests.unit.smtpd.integrated_fakes import INTEGRATED, FakeBackend, IdentityChecker, integrated
 from tests.unit.smtpd.talk import Talk
 
 
@@ -32,6 +33,7 @@ class MemoryChannel:
         self._names: Names | None = None
         self._gone = False
         self.policy, self.realm = FakePolicy(), FakeRealm()
+        self.backend = FakeBackend()
         options: dict[str, Any] = {}
         for key, value in dialog.given:
             self._given(key, value, options)
@@ -58,6 +60,10 @@ class MemoryChannel:
                 options["max_failures"] = int(value)
             case "greeting":
                 policy.greeting = refused(*_reply(value))
+            case "integrated":
+                policy.offered = INTEGRATED
+                ntlm = None if value == "kerberos" else self.backend
+                options |= {"mechanisms": integrated(ntlm), "checkers": (IdentityChecker(),)}
             case "finish":
                 code, enhanced, text = _reply(value)
                 realm.on_finish = lambda message: fail(Fault(Reply.of(code, enhanced, text)))

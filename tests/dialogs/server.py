@@ -17,13 +17,16 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.stdio import StandardIO
 
 from relayd.settings import Limits, Listener, TlsMode
-from relayd.smtpd import Listening, VirtualServer
+from relayd.smtpd import MECHANISMS, Listening, VirtualServer
+from relayd.threads import BoundedPool
 from tests.unit.smtpd.fakes import FakeChecker, FakePolicy, FakeRealm, FakeResolver, portal, recorder
+from tests.unit.smtpd.integrated_fakes import INTEGRATED, FakeBackend, IdentityChecker, integrated
 
 LISTENERS = (
     Listener(name="plain", address="::", port=0, tls=TlsMode.NONE),
     Listener(name="starttls", address="127.0.0.1", port=0),
     Listener(name="implicit", address="127.0.0.1", port=0, tls=TlsMode.IMPLICIT),
+    Listener(name="integrated", address="127.0.0.1", port=0, tls=TlsMode.NONE),
     Listener(
         name="few", address="127.0.0.1", port=0, tls=TlsMode.NONE, limits=replace(Limits(), connections_per_client=1)
     ),
@@ -54,15 +57,22 @@ class Control(Protocol):
 def main(directory: Path) -> None:
     events, _ = recorder()
     listening = []
+    pool = BoundedPool("kerberos", reactor, threads=2, waiting=100)
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     for listener in LISTENERS:
+        policy, mechanisms = FakePolicy(), MECHANISMS
+        if listener.name == "integrated":
+            policy = FakePolicy(offered=INTEGRATED)
+            mechanisms = {**MECHANISMS, **integrated(FakeBackend(), run=pool.run)}
         server = VirtualServer(
             hostname="relay.example",
             listener=listener,
-            policy=FakePolicy(),
-            portal=portal(FakeRealm(), FakeChecker()),
+            policy=policy,
+            portal=portal(FakeRealm(), FakeChecker(), IdentityChecker()),
             events=events,
             reactor=reactor,
             resolver=FakeResolver(),
+            mechanisms=mechanisms,
         )
         one = Listening(server, directory)
         one.bind()

@@ -16,16 +16,19 @@ from tests.dialogs.dialog import Dialog
 
 #: Seconds that a reply may take before a test fails.
 PATIENCE = 20.0
-#: What a dialog may ask for where the server is out of reach.
-SERVABLE = {(), ("tls",), ("implicit",)}
+#: What a dialog may ask for where the server is out of reach, and the listener that is like that.
+SERVABLE = {(): "plain", ("tls",): "starttls", ("implicit",): "implicit", ("integrated",): "integrated"}
 #: What only hands on the server can do.
 OUT_OF_REACH = {"stored", "wait", "release"}
 
 
 def playable(dialog: Dialog) -> bool:
     """Whether *dialog* needs no more of the server than that it answers."""
-    given = tuple(key for key, _ in dialog.given)
-    return given in SERVABLE and not any(step.verb in OUT_OF_REACH for step in dialog.steps)
+    return _given(dialog) in SERVABLE and not any(step.verb in OUT_OF_REACH for step in dialog.steps)
+
+
+def _given(dialog: Dialog) -> tuple[str, ...]:
+    return tuple(f"{key} {value}".strip() for key, value in dialog.given)
 
 
 class Server:
@@ -68,9 +71,7 @@ class SocketChannel:
     """A session over TCP."""
 
     def __init__(self, server: Server, dialog: Dialog) -> None:
-        given = dict(dialog.given)
-        listener = "implicit" if "implicit" in given else "starttls" if "tls" in given else "plain"
-        self._socket: Any = server.connect(listener)
+        self._socket: Any = server.connect(SERVABLE[_given(dialog)])
         self._over = False
 
     def send(self, octets: bytes) -> None:
@@ -114,6 +115,7 @@ class SocketChannel:
 
     def hang_up(self) -> None:
         self._socket.close()
+        self._over = True
 
     def wait(self, seconds: float) -> None:
         raise NotImplementedError

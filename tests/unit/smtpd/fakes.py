@@ -227,8 +227,8 @@ class FakeAnonymous:
         return succeed(ANONYMOUS)
 
 
-def portal(realm: Any, checker: FakeChecker) -> Portal:
-    return Portal(realm, [checker, FakeAnonymous()])
+def portal(realm: Any, *checkers: Any) -> Portal:
+    return Portal(realm, [*checkers, FakeAnonymous()])
 
 
 def recorder() -> tuple[Events, list[Event]]:

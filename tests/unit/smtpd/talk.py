@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from relayd.model import Peer
 from relayd.settings import Authentication, Limits, Listener, TlsMode
-from relayd.smtpd import RelayESMTP, VirtualServer
+from relayd.smtpd import MECHANISMS, MechanismFactory, RelayESMTP, VirtualServer
 from tests.unit.smtpd.fakes import FakeChecker, FakePolicy, FakeRealm, FakeResolver, portal, recorder
 
 
@@ -90,6 +90,7 @@ class Talk:
 
     :param limits: changes to the default limits of the listener.
     :param tls: the server side of TLS, where there shall be any.
+    :param mechanisms: SASL mechanisms beyond those by password, and *checkers* their credentials.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Talk:
         max_failures: int = 3,
         protocol: type[RelayESMTP] = RelayESMTP,
         connect: bool = True,
+        mechanisms: Mapping[str, MechanismFactory] | None = None,
+        checkers: tuple[Any, ...] = (),
         **limits: Any,
     ) -> None:
         self.clock = Clock()
@@ -120,11 +123,12 @@ class Talk:
                 authentication=Authentication(max_failures=max_failures),
             ),
             policy=self.policy,
-            portal=portal(self.realm, self.checker),
+            portal=portal(self.realm, self.checker, *checkers),
             events=self.events,
             reactor=self.clock,
             resolver=self.resolver,
             tls=tls,
+            mechanisms={**MECHANISMS, **(mechanisms or {})},
         )
         self.session = protocol(self.server, Peer(ip_address(address), 40000))
         self.transport = MemoryTransport()

@@ -213,6 +213,12 @@ class Connection:
         """The socket as TLS made it."""
         return cast(ssl.SSLSocket, self._socket.inner)
 
+    @property
+    def expires(self) -> float:
+        """When the controller's certificate does, in seconds since the epoch."""
+        shown = cast(Mapping[str, str], self.secured.getpeercert() or {})
+        return float(ssl.cert_time_to_seconds(shown["notAfter"])) if "notAfter" in shown else 0.0
+
     def _judged(self, result: Mapping[str, Any], asked: int = 0) -> Refusal | None:
         code, message = int(result["result"]), str(result["message"])
         if code == _SUCCESS:

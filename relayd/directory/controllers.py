@@ -6,12 +6,13 @@ import enum
 import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 from relayd.directory.connection import Connection, Controller
 
-__all__ = ["Controllers", "Known", "Purpose", "located", "parse_server"]
+__all__ = ["Controllers", "Known", "Purpose", "Standing", "located", "parse_server"]
 
 #: How long a controller that failed is left alone, in seconds: doubled each time it fails again.
 FIRST_REST: Final = 1.0
@@ -53,6 +54,19 @@ def located(records: Iterable[tuple[int, int, str, int]], domain: str) -> list[C
     # The greater the weight, the likelier an early place (RFC 2782, "Weight").
     drawn = sorted(inside, key=lambda r: (r[0], -(random.random() ** (1.0 / (r[1] + 0.01)))))
     return [Controller(host, 636, True) if port == 389 else Controller(host, port, False) for _, _, host, port in drawn]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one controller stands.
+
+    :ivar rests: for how many seconds more it is left alone; 0: it is asked.
+    :ivar why: what it failed with last; empty when it worked since.
+    """
+
+    controller: str
+    rests: float = 0.0
+    why: str = ""
 
 
 class Known:
@@ -120,6 +134,17 @@ class Controllers:
 
     def known(self, controllers: Iterable[Controller]) -> list[Known]:
         return [self._known.setdefault(controller, Known(controller)) for controller in controllers]
+
+    def rests(self, known: Known) -> bool:
+        """Whether it is left alone for now."""
+        return known.rests_until > self._clock()
+
+    def standings(self) -> tuple[Standing, ...]:
+        now = self._clock()
+        return tuple(
+            Standing(str(controller), max(0.0, known.rests_until - now), known.why)
+            for controller, known in self._known.items()
+        )
 
     def prune(self, unused_since: float) -> int:
         """As :meth:`Known.prune`, for all."""

@@ -6,33 +6,33 @@ reactor, so nothing here needs a lock.
 
 from __future__ import annotations
 
-import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path as File
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 
 from relayd import settings
 from relayd.directory import lookups
 from relayd.directory.answers import Answers
-from relayd.directory.connection import Connection, Controller
-from relayd.directory.controllers import IDLE, Controllers, Known, Purpose, located, parse_server
+from relayd.directory.connecting import Connector, Probe
+from relayd.directory.connection import Connection
+from relayd.directory.controllers import IDLE, Controllers, Known, Purpose, Standing
 from relayd.directory.entries import Group, LockoutPolicy, User
 from relayd.directory.faults import ControllerFault, Refusal, SearcherFault, Unavailable
 from relayd.directory.kerberos import KeytabAccount
+from relayd.directory.location import Dns, Location
 from relayd.directory.names import Domain, account_name
 from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.events import ControllerRests, Events
 from relayd.model import Fault, IPAddress, Reply
 from relayd.threads import BoundedPool
 
-__all__ = ["Directory", "Probe"]
+__all__ = ["Directory"]
 
 T = TypeVar("T")
 
@@ -46,30 +46,9 @@ KEEP_NEGATIVE: Final = 10.0
 KEEP_DOMAIN, KEEP_LOCKOUT = 3600.0, 300.0
 #: What stands for a fine-grained policy that may not be read: the strictest that is sensible.
 UNREADABLE: Final = LockoutPolicy(3, 1800.0)
-#: Addresses of one controller that are tried at most.
-ADDRESSES: Final = 4
 
 _FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
 _RECIPIENT_UNKNOWN_YET = Reply.of(451, "4.3.0", "Recipients cannot be looked up for now, please try again later")
-
-
-class Dns(Protocol):
-    """Who looks up controllers. ``relayd.resolver.Resolver`` is one."""
-
-    async def addresses(self, host: str) -> tuple[IPAddress, ...]: ...
-
-    async def srv(self, name: str) -> tuple[tuple[int, int, str, int], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """How one controller did: seconds for connection and TLS, for the searcher's bind, and for a search; or *fault*."""
-
-    controller: str
-    connect: float = 0.0
-    bind: float = 0.0
-    search: float = 0.0
-    fault: str = ""
 
 
 class Directory:
@@ -95,7 +74,6 @@ class Directory:
         waiting: int = WAITING,
     ) -> None:
         self.settings = settings
-        self._dns = dns
         self._reactor = reactor
         self._events = events
         self._clock = clock
@@ -103,18 +81,14 @@ class Directory:
         self._recipient_pool = BoundedPool(
             "directory recipients", reactor, threads=RECIPIENT_THREADS, waiting=RECIPIENTS_WAITING
         )
-        self._context = _context(settings)
-        self._account = (
+        self._controllers = Controllers(clock)
+        self._location = Location(settings, dns, reactor, self._controllers)
+        account = (
             PasswordAccount(settings.bind_user, settings.bind_password_file)
             if settings.bind_user
             else KeytabAccount(keytab)
         )
-        self._searcher = Searcher(self._account, clock)
-        self._listed = [parse_server(text) for text in settings.servers]
-        self._controllers = Controllers(clock)
-        self._addresses: dict[str, tuple[IPAddress, ...]] = {}
-        self._located: tuple[tuple[int, int, str, int], ...] = ()
-        self._order: list[Controller] = []
+        self._connector = Connector(settings, Searcher(account, clock))
         self._pruning: IDelayedCall | None = None
         self._closed = False
 
@@ -240,11 +214,11 @@ class Directory:
         :raises Unavailable: the controllers cannot be found.
         """
         probes = []
-        for known in await self._candidates(time.monotonic() + self.settings.timeout):
+        for known in await self._location.candidates(time.monotonic() + self.settings.timeout):
             until = time.monotonic() + self.settings.timeout
             try:
-                addresses = await self._resolved(known.controller, until)
-                done = await self._pool.run(self._probe, known.controller, addresses, until)
+                addresses = await self._location.resolved(known.controller, until)
+                done = await self._pool.run(self._connector.probe, known.controller, addresses, until)
             except (ControllerFault, Fault) as fault:
                 done = Probe(str(known.controller), fault=str(fault))
             probes.append(done)
@@ -256,16 +230,11 @@ class Directory:
 
         :raises Unavailable: none can be found.
         """
-        until = time.monotonic() + self.settings.timeout
-        known = sorted(await self._candidates(until), key=lambda known: known.rests_until > self._clock())
-        controllers = {each.controller.host: each.controller for each in reversed(known)}
-        order = dict.fromkeys(each.controller.host for each in known)
-        found = await gatherResults(
-            [Deferred.fromCoroutine(self._reachable(controllers[host], until)) for host in order]
-        )
-        if not any(addresses for addresses, _ in found):
-            raise Unavailable("; ".join(why for _, why in found))
-        return tuple((host, addresses) for host, (addresses, _) in zip(order, found, strict=True) if addresses)
+        return await self._location.hosts(time.monotonic() + self.settings.timeout)
+
+    def status(self) -> tuple[Standing, ...]:
+        """How the controllers do that were asked so far."""
+        return self._controllers.standings()
 
     def close(self) -> Deferred[list[None]]:
         """Asks no more and closes all connections. Fires when the threads have ended, within the time-out."""
@@ -274,7 +243,13 @@ class Directory:
             self._pruning.cancel()
             self._pruning = None
         self._controllers.prune(time.monotonic() + 1)
-        return gatherResults([self._pool.end(), self._recipient_pool.end()])
+        ended = gatherResults([self._pool.end(), self._recipient_pool.end()])
+
+        def forget(done: list[None]) -> list[None]:
+            self._connector.close()
+            return done
+
+        return ended.addCallback(forget)
 
     # ---- how it is asked --------------------------------------------------------------------------------------
 
@@ -307,7 +282,7 @@ class Directory:
     async def _run(self, purpose: Purpose, work: Callable[[Connection], T]) -> T:
         """Has *work* done by the first controller that can, all within the time-out."""
         deadline = time.monotonic() + self.settings.timeout
-        candidates = await self._candidates(deadline)
+        candidates = await self._location.candidates(deadline)
         awake = [known for known in candidates if known.rests_until <= self._clock()]
         if not awake:
             raise Unavailable("; ".join(known.why for known in candidates) or "no controller")
@@ -335,9 +310,9 @@ class Directory:
             raise Unavailable("closed")
         idle = known.take(purpose)
         try:
-            addresses = (idle.address,) if idle is not None else await self._resolved(known.controller, until)
+            addresses = (idle.address,) if idle is not None else await self._location.resolved(known.controller, until)
             use: Callable[[], tuple[Connection, T]] = partial(
-                self._use, idle, known.controller, addresses, purpose, work, until
+                self._connector.use, idle, known.controller, addresses, purpose, work, until
             )
             pool = self._recipient_pool if purpose is Purpose.RECIPIENTS else self._pool
             connection, result = await pool.run(use)
@@ -362,127 +337,3 @@ class Directory:
         self._pruning = None
         if self._controllers.prune(time.monotonic() - IDLE):
             self._pruning = cast(IDelayedCall, self._reactor.callLater(IDLE, self._prune))
-
-    # ---- in a thread ------------------------------------------------------------------------------------------
-
-    def _use(
-        self,
-        idle: Connection | None,
-        controller: Controller,
-        addresses: tuple[IPAddress, ...],
-        purpose: Purpose,
-        work: Callable[[Connection], T],
-        until: float,
-    ) -> tuple[Connection, T]:
-        """Does *work* on an idle connection or a new one; in a thread. Whatever fails is closed."""
-        if time.monotonic() >= until:  # no controller is to blame
-            if idle is not None:
-                idle.close()
-            raise Unavailable("no thread was free in time")
-        asked = 0
-        if idle is not None:
-            try:
-                idle.limit(until)
-                return idle, _worked(idle, work)
-            except ControllerFault as fault:
-                if not fault.lost:
-                    raise
-                asked = fault.asked  # it ended just now; a new one may do
-        try:
-            connection = self._open(controller, addresses, until)
-            if purpose is not Purpose.CHECK:
-                _worked(connection, lambda opened: self._searcher.sign_in(opened, until))
-            return connection, _worked(connection, work)
-        except ControllerFault as fault:
-            fault.asked += asked
-            raise
-
-    def _open(self, controller: Controller, addresses: tuple[IPAddress, ...], until: float) -> Connection:
-        reasons = []
-        for index, address in enumerate(addresses):
-            now = time.monotonic()
-            try:
-                share = now + (until - now) / (len(addresses) - index)
-                connection = Connection(controller, address, self._context, share)
-            except ControllerFault as fault:
-                reasons.append(str(fault))
-                continue
-            connection.limit(until)
-            return connection
-        raise ControllerFault("; ".join(reasons) or f"{controller}: no address")
-
-    def _probe(self, controller: Controller, addresses: tuple[IPAddress, ...], until: float) -> Probe:
-        start = time.monotonic()
-        connection = self._open(controller, addresses, until)
-        try:
-            connected = time.monotonic()
-            self._searcher.sign_in(connection, until)
-            bound = time.monotonic()
-            lookups.own_domain(self.settings.base, self.settings.domain, self.settings.netbios, connection)
-            return Probe(str(controller), connected - start, bound - connected, time.monotonic() - bound)
-        except SearcherFault as fault:
-            return Probe(str(controller), connected - start, fault=str(fault))
-        finally:
-            connection.close()
-
-    # ---- where the controllers are ----------------------------------------------------------------------------
-
-    async def _candidates(self, until: float) -> list[Known]:
-        if self._listed:
-            return self._controllers.known(self._listed)
-        # MS-ADTS 6.3.2.3: the controllers of a domain.
-        name = f"_ldap._tcp.dc._msdcs.{self.settings.domain}"
-        try:
-            records = tuple(sorted(await self._within(until, self._dns.srv(name))))
-        except (Fault, DeferredTimeout) as error:
-            if not self._located:
-                raise Unavailable(f"{name}: {error or 'DNS timed out'}") from None
-            records = self._located  # an old answer is better than none
-        if not records:
-            raise Unavailable(f"{name}: there is no such SRV record")
-        if records != self._located or not self._order:
-            self._located = records
-            self._order = located(records, self.settings.domain)
-        if not self._order:
-            raise Unavailable(f"{name}: names no host in {self.settings.domain}; list the controllers in servers")
-        return self._controllers.known(self._order)
-
-    async def _resolved(self, controller: Controller, until: float) -> tuple[IPAddress, ...]:
-        host = controller.host
-        try:
-            addresses = (await self._within(until, self._dns.addresses(host)))[:ADDRESSES]
-        except (Fault, DeferredTimeout) as error:
-            addresses = self._addresses.get(host, ())
-            if not addresses:
-                raise ControllerFault(f"{controller}: {error or 'DNS timed out'}") from None
-        if not addresses:
-            raise ControllerFault(f"{controller}: has no address")
-        self._addresses[host] = addresses
-        return addresses
-
-    async def _reachable(self, controller: Controller, until: float) -> tuple[tuple[IPAddress, ...], str]:
-        try:
-            return await self._resolved(controller, until), ""
-        except ControllerFault as fault:
-            return (), str(fault)
-
-    async def _within(self, until: float, call: Coroutine[Any, Any, T]) -> T:
-        result: Deferred[T] = Deferred.fromCoroutine(call)
-        return await result.addTimeout(max(0.001, until - time.monotonic()), self._reactor)
-
-
-def _worked(connection: Connection, work: Callable[[Connection], T]) -> T:
-    """What *work* brings; when it fails, the connection is closed."""
-    try:
-        return work(connection)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _context(directory: settings.Directory) -> ssl.SSLContext:
-    """TLS that verifies certificate and name, always."""
-    try:
-        return ssl.create_default_context(cafile=str(directory.ca) if directory.ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"directory.ca: {directory.ca}: {error}") from None

@@ -46,6 +46,10 @@ class Account(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Drops what it keeps."""
+        ...
+
 
 class PasswordAccount:
     """``bind_user`` with the password in its file."""
@@ -69,6 +73,9 @@ class PasswordAccount:
 
     def bind(self, connection: Connection, secret: bytes, until: float) -> Refusal | None:
         return connection.bind(self._user, secret)
+
+    def close(self) -> None:
+        pass
 
 
 class Searcher:
@@ -114,6 +121,10 @@ class Searcher:
             self._refused, self._rest = None, FIRST_REST
         finally:
             self._one_at_a_time.release()
+
+    def close(self) -> None:
+        """Drops what the account keeps."""
+        self._account.close()
 
     def _rest_after(self, secret: bytes, refused: Refusal) -> float:
         if not refused.wrong_password:

@@ -248,6 +248,32 @@ def _keytab_searches(reading: Reading, settings: Settings) -> None:
             )
 
 
+def _client_certificates(reading: Reading, settings: Settings) -> None:
+    tls = settings.tls
+    if not reading.good("tls.client_ca"):
+        return
+    if tls.client_ca is None:
+        if tls.client_crl is not None:
+            reading.fault(
+                "tls.client_crl", "has no meaning without client_ca; name the CA of client certificates as well"
+            )
+        if reading.written.get("tls.client_map", "sid") != "sid":
+            reading.warn("tls.client_map", "has no effect without client_ca")
+        return
+    if not settings.directory.configured and reading.good("directory.servers", "directory.domain"):
+        reading.fault(
+            "tls.client_ca", "needs a directory, which knows whose a certificate is; write [directory] and its keys"
+        )
+    offering = [listener for listener in settings.listeners if listener.tls is not TlsMode.NONE]
+    if not offering:
+        reading.warn("tls.client_ca", "has no effect: no listener offers TLS")
+    for listener in offering:
+        if listener.tls_settings.minimum in ("1.0", "1.1"):
+            own = f"{listener.origin}.minimum"
+            key = own if own in reading.written else "tls.minimum"
+            reading.warn(key, f"{listener.origin} asks no client for a certificate; client_ca needs a minimum of 1.2")
+
+
 _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _server,
     _listener_names,
@@ -260,5 +286,6 @@ _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _next_hops,
     _delivery,
     _directory,
+    _client_certificates,
     _console,
 )

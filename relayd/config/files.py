@@ -6,14 +6,19 @@ import datetime
 import stat
 from collections.abc import Iterator
 from pathlib import Path as File
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
+from relayd.config.faults import shown
 from relayd.config.reading import Reading
 from relayd.config.schema import is_file, is_secret
+from relayd.revocation import revocation_lists
 from relayd.settings import Settings
+
+_UNTIL: Final = "client certificates that need it get 454 until there is a new one"
 
 
 def check(reading: Reading, settings: Settings) -> None:
@@ -21,9 +26,17 @@ def check(reading: Reading, settings: Settings) -> None:
     for rule, value in reading.written.items():
         if isinstance(value, File) and is_file(rule) and reading.good(rule):
             _readable(reading, rule, value)
-    for key, ca in (("delivery.ca", settings.delivery.ca), ("directory.ca", settings.directory.ca)):
+    authorities = (
+        ("delivery.ca", settings.delivery.ca),
+        ("directory.ca", settings.directory.ca),
+        ("tls.client_ca", settings.tls.client_ca),
+    )
+    for key, ca in authorities:
         if ca is not None and reading.good(key):
             _certificate(reading, key, ca)
+    tls = settings.tls
+    if tls.client_crl is not None and tls.client_ca is not None and reading.good("tls.client_ca", "tls.client_crl"):
+        _revocation(reading, "tls.client_crl", tls.client_crl, tls.client_ca)
     for certificate, certificate_file, key, key_file in _pairs(reading, settings):
         if reading.good(certificate, key):
             _pair(reading, certificate, certificate_file, key, key_file)
@@ -93,6 +106,28 @@ def _certificate(reading: Reading, key: str, file: File) -> PublicKeyTypes | Non
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         reading.warn(key, f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
     return public
+
+
+def _revocation(reading: Reading, key: str, file: File, ca: File) -> None:
+    """Lists that are there, in time, and enough for the CAs in *ca*."""
+    try:
+        lists = revocation_lists(file)
+    except ValueError:
+        reading.fault(key, f"{file} holds no certificate revocation list in PEM or DER form; name one that does")
+        return
+    now = datetime.datetime.now(datetime.UTC)
+    for one in lists:
+        end = one.next_update_utc
+        if end is not None and end < now:
+            reading.warn(key, f"the list of {_named(one.issuer)} expired on {end:%Y-%m-%d}; {_UNTIL}")
+    issuers = {one.issuer for one in lists}
+    for certificate in x509.load_pem_x509_certificates(ca.read_bytes()):
+        if certificate.subject not in issuers:
+            reading.warn(key, f"{file} holds no list of {_named(certificate.subject)}; {_UNTIL}")
+
+
+def _named(name: x509.Name) -> str:
+    return shown(name.rfc4514_string())
 
 
 def _public_of(reading: Reading, key: str, file: File) -> PublicKeyTypes | None:

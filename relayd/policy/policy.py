@@ -225,7 +225,7 @@ class Policy:
     def mechanisms(self, client: Client) -> tuple[str, ...]:
         """The SASL mechanisms that AUTH may offer right now, the ones that show no password first."""
         auth, tls = self._sites[client.listener].auth, client.tls
-        offered: tuple[str, ...] = (EXTERNAL,) if tls is not None and tls.certificate else ()
+        offered: tuple[str, ...] = (EXTERNAL,) if tls is not None and tls.external else ()
         if auth.integrated and (tls is not None or auth.channel_binding != "require"):
             offered += INTEGRATED_MECHANISMS if auth.ntlm else INTEGRATED_MECHANISMS[:-1]
         if auth.basic and (tls is not None or not auth.basic_requires_tls):

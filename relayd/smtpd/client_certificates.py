@@ -7,7 +7,6 @@ OpenSSL judges them: the chain, its times, what the certificates may be used for
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path as File
 from types import MappingProxyType
@@ -20,13 +19,12 @@ from OpenSSL.crypto import X509, X509StoreFlags
 
 from relayd.auth.certificate import certificate_name
 from relayd.model import Tls
+from relayd.revocation import revocation_lists
 
-__all__ = ["ClientCertificates", "Judgement", "revocation_lists"]
+__all__ = ["ClientCertificates", "Judgement"]
 
 #: Certificates between a client's and its CA's at most.
 DEPTH: Final = 8
-
-_CRL: Final = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
 # OpenSSL's numbers (x509_vfy.h) for what is wrong with a certificate …
 _WRONG: Final = MappingProxyType(
@@ -174,25 +172,6 @@ class Judgement:
         if self._undecided:
             return replace(tls, undecided=f"{_name(shown)}: {self._undecided}")
         return replace(tls, certificate=shown.to_cryptography().public_bytes(Encoding.DER))
-
-
-def revocation_lists(file: File) -> list[x509.CertificateRevocationList]:
-    """The CRLs in *file*.
-
-    :raises ValueError: it cannot be read, or holds none. The text names it.
-    """
-    try:
-        content = file.read_bytes()
-        if b"-----BEGIN" not in content:
-            return [x509.load_der_x509_crl(content)]  # as AD CS publishes them
-        found = [x509.load_pem_x509_crl(one) for one in _CRL.findall(content)]
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror or error}") from None
-    except ValueError:
-        found = []
-    if not found:
-        raise ValueError(f"{file}: no usable certificate revocation list")
-    return found
 
 
 def _name(certificate: X509) -> str:

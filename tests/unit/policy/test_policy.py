@@ -92,11 +92,13 @@ def test_mechanisms() -> None:
         assert policy.mechanisms(client(tls=True)) == under_tls
 
 
-def test_external_is_for_who_showed_a_good_certificate() -> None:
+def test_external_is_for_who_showed_a_certificate_that_is_good_or_may_be() -> None:
     policy = Policy(settings(listener(integrated=False, basic=False)))
     shown = replace(client(), tls=Tls("TLSv1.3", "", certificate=b"DER"))
     assert policy.mechanisms(shown) == ("EXTERNAL",)
     assert policy.auth(shown, "external").accepted
+    doubted = replace(client(), tls=Tls("TLSv1.3", "", undecided="the list has expired"))
+    assert policy.auth(doubted, "external").accepted, "for 454, which is no refusal"
     assert not policy.auth(client(tls=True), "EXTERNAL").accepted
 
 

@@ -21,6 +21,7 @@ from typing import Final
 from relayd.auth import keytab
 from relayd.auth.kdc import Kdc, KdcFault
 from relayd.auth.keytab import Key, KeytabError, Owner
+from relayd.auth.service_names import keytab_names
 from relayd.directory.computer import (
     AES_ENCRYPTION,
     PASSWORD_NOT_REQUIRED,
@@ -227,15 +228,16 @@ class Joining:
     def _unclaimed(self, existing: Account | None) -> None:
         """A name that two accounts have is nobody's: the KDC gives no ticket for it."""
         wanted = {name.casefold() for name in self.plan.services}
-        claimed = [
-            f"{name} belongs to {holder.dn}"
-            for holder in find_by_principals(self.domain, self.plan.services, self._live)
-            if existing is None or holder.dn != existing.dn
-            for name in holder.principals
-            if name.casefold() in wanted
-        ]
+        claimed = []
+        for holder in find_by_principals(self.domain, self.plan.services, self._live):
+            if existing is None or holder.dn != existing.dn:
+                names = ", ".join(name for name in holder.principals if name.casefold() in wanted)
+                claimed.append(f"{holder.dn} has {names}")
         if claimed:
-            raise JoinRefused(f"{'; '.join(claimed)}: take it from that account first (setspn -D), or use its keytab")
+            raise JoinRefused(
+                f"{'; '.join(claimed)}: a name belongs to one account. Take it from that one first (setspn -D), or "
+                "join as that one, with --computer and --reuse"
+            )
 
     # ---- a new account, or one that is taken over ---------------------------------------------------------------
 
@@ -439,16 +441,12 @@ class Joining:
 
 
 def principals(account: Account, realm: str) -> tuple[str, ...]:
-    """What a keytab of *account* holds: its own principal, then each service's.
-
-    Keytabs tell upper case from lower, and clients ask for smtp as for SMTP, which are one name in the directory.
-    """
+    """What a keytab of *account* holds: its own principal, then each service's."""
     names = [account.name]
     for name in account.principals:
         if "@" in name or "/" not in name:
             continue
-        service, _, rest = name.partition("/")
-        names += [f"smtp/{rest}", f"SMTP/{rest}"] if service.casefold() == "smtp" else [name]
+        names += keytab_names(name)
     return tuple(dict.fromkeys(f"{name}@{realm}" for name in names))
 
 

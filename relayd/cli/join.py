@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import ssl
 from collections.abc import Iterable
-from ipaddress import ip_address
+from functools import partial
 from typing import Final
 
 import click
@@ -15,18 +14,17 @@ import click
 from relayd.auth import keytab
 from relayd.auth.joining import Administrator, Joined, JoinFailed, Joining, JoinRefused, Plan
 from relayd.auth.kdc import Kdc
+from relayd.auth.service_names import service_names
 from relayd.cli.context import Context, pass_context
+from relayd.cli.names import host_name
 from relayd.cli.resolving import resolved
 from relayd.cli.secret import password_from
 from relayd.config import load
-from relayd.config.faults import Wrong
-from relayd.config.readers import domain_name
 from relayd.directory.computer import Changing
-from relayd.directory.connection import Controller
 from relayd.directory.faults import ControllerFault
-from relayd.directory.locating import locate, told_domain
+from relayd.directory.locating import Located, locate, told_domain, verifying
 from relayd.directory.names import Domain
-from relayd.model import Fault, IPAddress
+from relayd.model import Fault
 from relayd.settings import Settings
 
 NO, AWAY = 1, 2
@@ -94,7 +92,7 @@ def join(
             context.console.print(text, markup=False, soft_wrap=True)
 
     try:
-        controllers = resolved(settings, lambda dns: locate(settings.directory, dns))
+        controllers = resolved(settings, partial(locate, settings.directory))
         administrator, domain = _reached(settings, controllers)
         name, password = _itself(plan, domain, administrator) if itself else (_bind_name(user, domain), password)
         administrator = Administrator(
@@ -144,10 +142,11 @@ def planned(
     if ou and "=" not in ou:
         raise click.UsageError('--ou: write a DN such as "OU=Servers,DC=corp,DC=example"')
     folder = settings.file.absolute().parent
+    hosts = (hostname, *(host_name("--spn-host", host) for host in spn_hosts))
     return Plan(
         computer=name,
         host=hostname,
-        services=service_principals(settings, (hostname, *map(_host, spn_hosts))),
+        services=service_names(hosts, web=bool(settings.console.address)),
         keytab=settings.kerberos.keytab or folder / "relayd.keytab",
         secret=settings.ntlm.secret_file or folder / "relayd.secret",
         owner=_owner(settings.server.user),
@@ -155,27 +154,6 @@ def planned(
         reuse=reuse,
         rotate=rotate,
     )
-
-
-def service_principals(settings: Settings, hosts: Iterable[str]) -> tuple[str, ...]:
-    """What clients ask a KDC for: mail programs ``smtp/HOST``, .NET ``SMTPSVC/HOST``, browsers ``HTTP/HOST``.
-
-    :param hosts: what clients connect to; of a full name, its first label too.
-    """
-    services = ("smtp", "SMTPSVC", *(("HTTP",) if settings.console.address else ()))
-    names = dict.fromkeys(name for host in hosts for name in (host, host.partition(".")[0]))
-    return tuple(f"{service}/{name}" for name in names for service in services)
-
-
-def _host(text: str) -> str:
-    try:
-        ip_address(text)
-    except ValueError:
-        try:
-            return domain_name(text)
-        except Wrong as wrong:
-            raise click.UsageError(f"--spn-host: {wrong}") from None
-    raise click.UsageError(f"--spn-host: {text} is an address; Kerberos goes by names")
 
 
 def _owner(user: str) -> keytab.Owner | None:
@@ -186,14 +164,12 @@ def _owner(user: str) -> keytab.Owner | None:
     return entry.pw_uid, entry.pw_gid
 
 
-def _reached(
-    settings: Settings, controllers: Iterable[tuple[Controller, tuple[IPAddress, ...]]]
-) -> tuple[Administrator, Domain]:
+def _reached(settings: Settings, controllers: Iterable[Located]) -> tuple[Administrator, Domain]:
     """The first controller that answers, and what it says of its domain.
 
     :raises ControllerFault: none does.
     """
-    context = ssl.create_default_context(cafile=str(settings.directory.ca) if settings.directory.ca else None)
+    context = verifying(settings.directory)
     reasons = []
     for controller, addresses in controllers:
         for address in addresses:

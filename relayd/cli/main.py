@@ -14,12 +14,15 @@ from relayd.cli.account import account
 from relayd.cli.auth import auth
 from relayd.cli.check import check
 from relayd.cli.context import Context
+from relayd.cli.directory import directory
 from relayd.cli.explain import explain
 from relayd.cli.join import join
 from relayd.cli.queue import queue
+from relayd.cli.spn import spn
 from relayd.cli.status import status
 from relayd.config import ConfigFaults, default_file
 from relayd.control import ControlError, Unreachable
+from relayd.directory import Unavailable
 
 DONE, NO, AWAY = 0, 1, 2
 
@@ -39,7 +42,7 @@ def relayctl(context: click.Context, config: File | None, as_json: bool, no_colo
     context.obj = Context(config or default_file(), as_json, no_color)
 
 
-for command in (check, explain, account, auth, join, queue, status):
+for command in (check, explain, account, auth, directory, join, queue, spn, status):
     relayctl.add_command(command)
 
 
@@ -63,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     except AccountsFileError as fault:
         click.echo(f"relayctl: {fault}", err=True)
         return NO
-    except Unreachable as away:
+    except (Unreachable, Unavailable) as away:
         click.echo(f"relayctl: {away}", err=True)
         return AWAY
     except ControlError as refused:

@@ -15,8 +15,9 @@ from relayd.settings import Settings
 T = TypeVar("T")
 
 
-def resolved(settings: Settings, ask: Callable[[Resolver], Awaitable[T]]) -> T:
-    """What *ask* brings, or raises, with the resolver that relayd itself would use. Once in a process."""
+def resolved(settings: Settings, ask: Callable[[Resolver, Any], Awaitable[T]]) -> T:
+    """What *ask* brings, or raises, given the resolver that relayd itself would use and the reactor. Once in a
+    process."""
     from twisted.internet import reactor as installed  # made here, so that other commands have none
 
     reactor: Any = installed
@@ -25,7 +26,7 @@ def resolved(settings: Settings, ask: Callable[[Resolver], Awaitable[T]]) -> T:
     async def run() -> None:
         resolver = Resolver(settings.dns.servers, reactor=reactor)
         try:
-            results.append(await ask(resolver))
+            results.append(await ask(resolver, reactor))
         except Exception:
             results.append(Failure())
         finally:

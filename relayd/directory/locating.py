@@ -1,45 +1,43 @@
-"""Where the controllers are, for commands that ask them without a :class:`relayd.directory.Directory`."""
+"""Controllers for commands, which ask them by themselves: without a reactor, and one after the other."""
 
 from __future__ import annotations
 
+import ssl
+import time
+from collections.abc import Iterable
+from pathlib import Path as File
+from typing import Any
+
 from relayd import settings
 from relayd.directory.connection import Connection, Controller
-from relayd.directory.controllers import located, parse_server
-from relayd.directory.directory import Dns
+from relayd.directory.controllers import Controllers
 from relayd.directory.entries import Entry
-from relayd.directory.faults import ControllerFault, Unavailable
+from relayd.directory.faults import ControllerFault, SearcherFault, Unavailable
+from relayd.directory.kerberos import KeytabAccount
+from relayd.directory.location import Dns, Location
 from relayd.directory.names import Domain
-from relayd.model import Fault, IPAddress
+from relayd.directory.searcher import PasswordAccount, Searcher
+from relayd.model import IPAddress
 
-__all__ = ["locate", "told_domain"]
+__all__ = ["Located", "locate", "searching", "told_domain", "verifying"]
+
+#: A controller and its addresses.
+Located = tuple[Controller, tuple[IPAddress, ...]]
 
 
-async def locate(directory: settings.Directory, dns: Dns) -> tuple[tuple[Controller, tuple[IPAddress, ...]], ...]:
+async def locate(directory: settings.Directory, dns: Dns, reactor: Any) -> tuple[Located, ...]:
     """The controllers in the order to try them, each with its addresses; those without one are left out.
 
     :raises Unavailable: there is none.
     """
-    if directory.servers:
-        controllers = [parse_server(text) for text in directory.servers]
-    else:
-        name = f"_ldap._tcp.dc._msdcs.{directory.domain}"  # MS-ADTS 6.3.2.3
-        try:
-            controllers = located(await dns.srv(name), directory.domain)
-        except Fault as fault:
-            raise Unavailable(f"{name}: {fault}") from None
-        if not controllers:
-            raise Unavailable(f"{name}: names no controller in {directory.domain}")
+    location = Location(directory, dns, reactor, Controllers(time.monotonic))
+    until = time.monotonic() + directory.timeout
     found, reasons = [], []
-    for controller in controllers:
+    for known in await location.candidates(until):
         try:
-            addresses = await dns.addresses(controller.host)
-        except Fault as fault:
-            reasons.append(f"{controller}: {fault}")
-            continue
-        if addresses:
-            found.append((controller, addresses))
-        else:
-            reasons.append(f"{controller}: has no address")
+            found.append((known.controller, await location.resolved(known.controller, until)))
+        except ControllerFault as fault:
+            reasons.append(str(fault))
     if not found:
         raise Unavailable("; ".join(reasons))
     return tuple(found)
@@ -57,3 +55,36 @@ def told_domain(dns: str, connection: Connection) -> Domain:
         raise ControllerFault(f"{connection.controller}: has no defaultNamingContext, so it is no domain controller")
     parts = [part.strip() for part in root.split(",")]
     return Domain(root, root, dns or ".".join(part[3:] for part in parts if part[:3].lower() == "dc="))
+
+
+def verifying(directory: settings.Directory) -> ssl.SSLContext:
+    """TLS that verifies certificate and name, always."""
+    return ssl.create_default_context(cafile=str(directory.ca) if directory.ca else None)
+
+
+def searching(directory: settings.Directory, keytab: File | None, controllers: Iterable[Located]) -> Connection:
+    """A connection to the first controller that can be asked, with the account that searches signed in. It blocks.
+
+    :raises Unavailable: there is none, or the account is refused.
+    """
+    user, context = directory.bind_user, verifying(directory)
+    searcher = Searcher(PasswordAccount(user, directory.bind_password_file) if user else KeytabAccount(keytab))
+    reasons = []
+    for controller, addresses in controllers:
+        for address in addresses:
+            until = time.monotonic() + directory.timeout
+            try:
+                connection = Connection(controller, address, context, until)
+                try:
+                    connection.limit(until)
+                    searcher.sign_in(connection, until)
+                    connection.limit(until)
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
+            except ControllerFault as fault:
+                reasons.append(str(fault))
+            except SearcherFault as fault:
+                raise Unavailable(str(fault)) from None
+    raise Unavailable("; ".join(reasons) or "there is no controller")

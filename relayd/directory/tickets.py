@@ -47,10 +47,8 @@ class KerberosError(Exception):
     def of(cls, error: Any) -> KerberosError:
         """From a ``gssapi.raw.GSSError``, in the thread where it came up."""
         code = int(error.min_code) & 0xFFFF_FFFF
-        texts = (
-            [text.decode("utf-8", "replace") for text in error.get_all_statuses(error.min_code, False)] if code else []
-        )
-        texts = texts or [text.decode("utf-8", "replace") for text in error.get_all_statuses(error.maj_code, True)]
+        texts = error.get_all_statuses(error.min_code, False) if code else []
+        texts = texts or error.get_all_statuses(error.maj_code, True)
         return cls(code - (1 << 32) if code >> 31 else code, "; ".join(texts))
 
 

@@ -116,7 +116,6 @@ class Gssapi:
     def close(self) -> None:
         if self._chosen is not None:
             self._chosen.close()
-            self._chosen = None
 
 
 @dataclass(frozen=True, slots=True)

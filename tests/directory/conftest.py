@@ -21,6 +21,7 @@ StartLab = Callable[[], DirectoryLab]
 def _missing() -> packages.Missing | None:
     try:
         packages.ensure_directory()
+        packages.ensure_extras()
     except packages.Missing as missing:
         return missing
     return None

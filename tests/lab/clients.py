@@ -12,8 +12,8 @@ import signal
 import smtplib
 import ssl
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.lab import packages
 
 __all__ = [
     "Credentials",
+    "Place",
     "Ran",
     "curl",
     "dotnet",
@@ -37,6 +38,17 @@ Credentials = tuple[str, str]
 """User and password."""
 
 HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a client runs: its command line goes behind `prefix`, and `env` is added to its environment."""
+
+    prefix: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+HERE_AND_NOW = Place()
 
 SAMPLE = b"From: alice@lab.example\r\nTo: bob@lab.example\r\nSubject: sample\r\n\r\nHello.\r\n.leading dot\r\n"
 
@@ -80,11 +92,12 @@ def run(
     env: dict[str, str] | None = None,
     timeout: float = 30.0,
     cwd: Path | None = None,
+    place: Place = HERE_AND_NOW,
 ) -> Ran:
     """Run a program to its end.
 
     :param feed: its standard input.
-    :param env: added to a small environment that holds nothing of the user's.
+    :param env: added to a small environment that holds nothing of the user's, and to that of `place`.
     :param timeout: seconds; then it and its children are killed.
     :raises TimeoutError: with what it had said.
     """
@@ -92,11 +105,11 @@ def run(
     base = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     base["HOME"] = str(packages.CACHE)  # no ~/.curlrc, ~/.msmtprc, ~/.swaksrc
     process = subprocess.Popen(
-        words,
+        (*place.prefix, *words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=base | (env or {}),
+        env=base | dict(place.env) | (env or {}),
         cwd=cwd,
         start_new_session=True,
     )
@@ -124,6 +137,7 @@ def swaks(
     ca: Path | None = None,
     more: Sequence[str] = (),
     timeout: float = 30.0,
+    place: Place = HERE_AND_NOW,
 ) -> Ran:
     """swaks. Exit code 0 = delivered, 24 = no recipient accepted, 28 = not authenticated, 29 = no TLS, see its manual.
 
@@ -145,7 +159,7 @@ def swaks(
         command += ["--tls-verify", "--tls-ca-path", str(ca)]
     if data is not None:
         command += ["--data", "-"]
-    return run([*command, *more], feed=data or b"", timeout=timeout)
+    return run([*command, *more], feed=data or b"", timeout=timeout, place=place)
 
 
 def curl(
@@ -162,6 +176,7 @@ def curl(
     ca: Path | None = None,
     more: Sequence[str] = (),
     timeout: float = 30.0,
+    place: Place = HERE_AND_NOW,
 ) -> Ran:
     """curl. Exit code 55 or 56 = the server refused MAIL, RCPT or data, 67 = not authenticated, 60 = bad certificate.
 
@@ -193,7 +208,7 @@ def curl(
         command += ["--cacert", str(ca)]
     elif tls or implicit_tls:
         command.append("--insecure")
-    return run([*command, *more], feed=data, timeout=timeout + 5)
+    return run([*command, *more], feed=data, timeout=timeout + 5, place=place)
 
 
 def msmtp(
@@ -210,6 +225,7 @@ def msmtp(
     ca: Path | None = None,
     more: Sequence[str] = (),
     timeout: float = 30.0,
+    place: Place = HERE_AND_NOW,
 ) -> Ran:
     """msmtp. Exit codes are those of sysexits.h: 65 = recipient or data refused, 69 = unavailable, 77 = bad password.
 
@@ -243,7 +259,7 @@ def msmtp(
     if tls or implicit_tls:
         command += ["--tls=on", f"--tls-starttls={'off' if implicit_tls else 'on'}"]
         command.append(f"--tls-trust-file={ca}" if ca else "--tls-certcheck=off")
-    return run([*command, *more, "--", *_each(to)], feed=data, env=environment, timeout=timeout + 5)
+    return run([*command, *more, "--", *_each(to)], feed=data, env=environment, timeout=timeout + 5, place=place)
 
 
 def nodemailer(
@@ -299,18 +315,23 @@ def dotnet(
     bcc: Sequence[str] = (),
     attachments: dict[str, bytes] | None = None,
     auth: Credentials | None = None,
+    domain: str = "",
+    default_credentials: bool = False,
     tls: bool = False,
     ca: Path | None = None,
     count: int = 1,
     timeout: float = 60.0,
+    place: Place = HERE_AND_NOW,
 ) -> Ran:
     """System.Net.Mail.SmtpClient of .NET Core 3.1, by pythonnet.
 
     It prints one JSON object: `sent` (how many of `count`), and after a failure `error`, `cause`, `status`
     (SmtpStatusCode) and `failed` (the recipients refused). It can do STARTTLS, not implicit TLS. Credentials go by
-    the first mechanism that the server offers and it knows: AUTH LOGIN here. After a 535 it goes on without having
-    authenticated, and it says no QUIT.
+    the mechanisms that the server offers and it knows, in its own order: GSSAPI, else NTLM; then LOGIN. After the last
+    535 it goes on without having authenticated, and it says no QUIT. It asks for tickets of SMTPSVC/`host`.
 
+    :param domain: of the user in `auth`.
+    :param default_credentials: UseDefaultCredentials: the tickets of the place it runs in.
     :param ca: trust this CA alone (SSL_CERT_FILE). It verifies always, so `tls` needs it.
     :param count: messages sent one after the other through one SmtpClient; this runtime connects anew for each.
     """
@@ -326,6 +347,8 @@ def dotnet(
     job |= {
         "user": auth[0] if auth else None,
         "password": auth[1] if auth else None,
+        "domain": domain,
+        "default_credentials": default_credentials,
         "timeout": int(timeout * 500),
     }
     encoded = {name: base64.b64encode(content).decode() for name, content in (attachments or {}).items()}
@@ -338,7 +361,7 @@ def dotnet(
     if ca:
         env |= {"SSL_CERT_FILE": str(ca), "SSL_CERT_DIR": "/nonexistent"}
     command = [packages.dotnet_python(), HERE / "dotnet_send.py"]
-    return run(command, feed=json.dumps(job).encode(), env=env, timeout=timeout)
+    return run(command, feed=json.dumps(job).encode(), env=env, timeout=timeout, place=place)
 
 
 def python_smtplib(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -72,8 +72,8 @@ class DirectoryLab:
         prepared = contents.template()
         # Short: there will be sockets in it, whose paths may have 108 octets at most.
         self.directory = Path(tempfile.mkdtemp(prefix="lab-dc-"))
-        self.directory.chmod(0o755)
         shutil.copytree(prepared, self.directory, ignore=contents.ignore_sockets, dirs_exist_ok=True)
+        self.directory.chmod(0o755)  # afterwards: copytree copied the mode as well
         self.ca = self.directory / "ca" / "ca.pem"
         self.keytab = self.directory / "relay.keytab"
         self.krb5_conf = self.directory / "krb5.conf"
@@ -159,12 +159,25 @@ class DirectoryLab:
     def named(self, *command: str | Path) -> list[str]:
         """The command line that runs `command` where this domain's hosts have their names, without /etc/hosts changed.
 
-        It takes a mount namespace of its own, hence root.
+        It takes a mount namespace of its own, hence root. Without `command`, it is what stands before one.
         """
-        script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
         hosts = self.directory / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost {contents.RELAY}\n{self.address} {self.host}\n")
-        return ["unshare", "-m", "sh", "-c", script, "sh", str(hosts), *(str(word) for word in command)]
+        # Lines of their own: Cyrus' clients ask for a ticket of the first name in the line.
+        hosts.write_text(f"127.0.0.1 localhost\n127.0.0.1 {contents.RELAY}\n{self.address} {self.host}\n")
+        return _mounted({hosts: Path("/etc/hosts")}, command)
+
+    def with_winbind(self, *command: str | Path) -> list[str]:
+        """The command line that runs `command` where ntlm_auth and wbinfo find this controller's winbind.
+
+        They look for its sockets at fixed places, so that it takes a mount namespace, hence root.
+        """
+        places = {
+            self.directory / "winbindd": Path("/run/samba/winbindd"),
+            self.directory / "state" / "winbindd_privileged": Path("/var/lib/samba/winbindd_privileged"),
+        }
+        for place in places.values():
+            place.mkdir(parents=True, exist_ok=True)
+        return _mounted(places, command)
 
     def kinit(self, name: str, password: str | None = None) -> Path:
         """Get a ticket-granting ticket, into a cache of its own.
@@ -232,6 +245,13 @@ class DirectoryLab:
         if self._administrator is not None:
             connection, self._administrator = self._administrator, None
             connection.strategy.close()
+
+
+def _mounted(places: Mapping[Path, Path], command: Sequence[str | Path]) -> list[str]:
+    # In one namespace of mounts, so that nothing of it is seen outside: pairs of what is mounted and where, then "--".
+    script = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" && shift 2 || exit 1; done; shift; exec "$@"'
+    pairs = [str(path) for pair in places.items() for path in pair]
+    return ["unshare", "-m", "sh", "-c", script, "sh", *pairs, "--", *(str(word) for word in command)]
 
 
 def _account_filter(name: str) -> str:

@@ -65,8 +65,9 @@ def failed(error):
 client = SmtpClient(job["host"], job["port"])
 client.Timeout = job["timeout"]
 client.EnableSsl = job["tls"]
+client.UseDefaultCredentials = job["default_credentials"]
 if job["user"] is not None:
-    client.Credentials = NetworkCredential(job["user"], job["password"])
+    client.Credentials = NetworkCredential(job["user"], job["password"], job["domain"])
 
 answer = {"sent": 0}
 try:

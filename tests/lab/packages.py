@@ -57,11 +57,14 @@ DEBIAN = (
 
 DIRECTORY = (
     "cyrus-clients",  # smtptest
+    "faketime",  # programs with a wrong clock
     "gcc",
     "gsasl",
+    "gss-ntlmssp",  # NTLM in .NET's Negotiate
     "krb5-user",
     "ldap-utils",
     "ldb-tools",
+    "libauthen-ntlm-perl",  # swaks: NTLM
     "libkrb5-dev",
     "libldb2",
     "libpython3-dev",
@@ -153,6 +156,7 @@ def ensure_extras() -> None:
     """
     if all(map(_importable, DIRECTORY_MODULES)):
         return
+    CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not all(map(_importable, DIRECTORY_MODULES)):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.clients import HERE_AND_NOW, Place
 from tests.lab.net import free_port, listener_pids, wait_for
 
 __all__ = ["Postfix", "SinkMail", "SmtpSink"]
@@ -172,6 +173,7 @@ class Postfix:
     :param directory: where configuration, queue and log go; a new one under the system's temporary directory when None.
         Every directory above it must be open to the user `postfix` (pytest's tmp_path is not).
     :param log: write a log as Debian's does to syslog; `log_text` reads it.
+    :param place: where it runs.
     """
 
     def __init__(
@@ -182,8 +184,10 @@ class Postfix:
         host: str = "127.0.0.1",
         directory: Path | None = None,
         log: bool = True,
+        place: Place = HERE_AND_NOW,
     ) -> None:
         self.host = host
+        self.place = place
         self.port = 0
         self.next_hop = next_hop
         self.settings = settings or {}
@@ -226,11 +230,11 @@ class Postfix:
                 # -d keeps it in the foreground, so that its id is known and it can be waited for. A session of its own,
                 # since it signals its whole process group when it ends.
                 self._process = subprocess.Popen(
-                    [DAEMONS / "master", "-c", self.configuration, "-d"],
+                    [*self.place.prefix, DAEMONS / "master", "-c", self.configuration, "-d"],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=_environment(),
+                    env=_environment() | dict(self.place.env),
                     start_new_session=True,
                 )
             if _listens(self._process, self.port):

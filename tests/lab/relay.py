@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,17 @@ class Relay:
 
     # ---- life ------------------------------------------------------------------------------------------------
 
-    def start(self, *, environment: Mapping[str, str] | None = None, ready: bool = True) -> Relay:
-        """Starts it, and waits until it listens."""
+    def start(
+        self, *, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = (), ready: bool = True
+    ) -> Relay:
+        """Starts it, and waits until it listens.
+
+        :param prefix: what stands before its command line, and replaces itself by it.
+        """
         self.events.clear()
         self.process = subprocess.Popen(
             [
+                *prefix,
                 *(program("twistd"), "--nodaemon", "--pidfile=", "relayd"),
                 *("--config", str(self.config), *self.arguments),
             ],

@@ -3,6 +3,10 @@
 One JSON object, written by ``relayctl account``: ``{"accounts": {NAME: {"password": ARGON2, "addresses": […],
 "groups": […]}}}``. It holds argon2id hashes (RFC 9106), never a password. It is replaced atomically and read again when
 it has changed.
+
+For NTLM against local accounts, and then alone, an account has an NT hash too (``"nt": HEX``). NTLM proves knowledge of
+that hash, not of the password: whoever reads it can sign in with it, here and wherever the password is the same. It
+is unsalted and fast to guess. So it is written only where ``[ntlm] backend = "accounts"`` asks for it.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as File
 
 from argon2 import PasswordHasher
@@ -29,12 +33,16 @@ class AccountsFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One local account. *password* is an argon2id hash in PHC string form."""
+    """One local account. *password* is an argon2id hash in PHC string form.
+
+    :ivar nt: the NT hash in hexadecimal (NTOWFv1, MS-NLMP 3.3.1), as good as the password; empty: no NTLM.
+    """
 
     name: str
     password: str
     addresses: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    nt: str = field(default="", repr=False)
 
 
 def prepared(text: str) -> str:
@@ -101,9 +109,12 @@ class AccountsFile:
             return None
         return account
 
-    def add(self, name: str, password: str, addresses: tuple[str, ...], groups: tuple[str, ...]) -> Account:
+    def add(
+        self, name: str, password: str, addresses: tuple[str, ...], groups: tuple[str, ...], *, nt: bool = False
+    ) -> Account:
         """Adds an account, or replaces the one of this name.
 
+        :param nt: keep the NT hash too, for NTLM.
         :raises ValueError: the name or the password is not allowed.
         """
         name = prepared(name)
@@ -112,7 +123,9 @@ class AccountsFile:
         if not password:
             raise ValueError("an empty password is not allowed")
         hashed = self._hasher.hash(prepared(password))
-        account = Account(name, hashed, tuple(a.lower() for a in addresses), groups)
+        account = Account(
+            name, hashed, tuple(a.lower() for a in addresses), groups, _nt_hash_of(password) if nt else ""
+        )
         self._write({**self.accounts(), name.casefold(): account})
         return account
 
@@ -133,6 +146,7 @@ class AccountsFile:
                     str(entry["password"]),
                     tuple(str(a).lower() for a in entry.get("addresses", ())),
                     tuple(str(g) for g in entry.get("groups", ())),
+                    _nt_hash(entry.get("nt", "")),
                 )
                 for name, entry in document["accounts"].items()
             }
@@ -145,6 +159,7 @@ class AccountsFile:
         document = {
             "accounts": {
                 a.name: {"password": a.password, "addresses": list(a.addresses), "groups": list(a.groups)}
+                | ({"nt": a.nt} if a.nt else {})
                 for a in sorted(accounts.values(), key=lambda a: a.name.casefold())
             }
         }
@@ -175,3 +190,16 @@ class AccountsFile:
             old = self.file.parent.stat()
         if os.geteuid() == 0:
             os.chown(temporary, old.st_uid, old.st_gid)
+
+
+def _nt_hash_of(password: str) -> str:
+    """NTOWFv1 (MS-NLMP 3.3.1) of the password as it was typed: no NTLM client knows SASLprep."""
+    from spnego._ntlm_raw.md4 import md4  # late: pyspnego loads all of Kerberos that there is
+
+    return md4(password.encode("utf-16-le")).hex()
+
+
+def _nt_hash(text: object) -> str:
+    if text == "" or (isinstance(text, str) and len(bytes.fromhex(text)) == 16):
+        return text
+    raise ValueError("nt is no NT hash")  # and is not shown: it may be almost one

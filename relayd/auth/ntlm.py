@@ -37,6 +37,7 @@ class NtlmAccount:
     :ivar group_sids: for a local account, the names of its groups.
     :ivar addresses: of a local account.
     :ivar session_key: the session base key (MS-NLMP 3.3.2), 16 octets; empty where the backend keeps it to itself.
+    :ivar exported_key: the exported session key, where the backend made that of it.
     :ivar checked: the backend checked the MIC itself.
     """
 
@@ -46,6 +47,7 @@ class NtlmAccount:
     group_sids: frozenset[str] = frozenset()
     addresses: tuple[str, ...] = ()
     session_key: bytes = field(default=b"", repr=False)
+    exported_key: bytes = field(default=b"", repr=False)
     checked: bool = False
 
 

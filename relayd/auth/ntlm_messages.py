@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import md5
 from types import MappingProxyType
+from typing import Final
 
 from spnego._ntlm_raw import messages
 from spnego._ntlm_raw.crypto import rc4init, rc4k, sealkey, signkey
@@ -23,6 +24,7 @@ from spnego.channel_bindings import GssChannelBindings
 from relayd.model import Fault, Reply
 
 __all__ = [
+    "OWN_NAMES",
     "Authenticate",
     "Target",
     "binding_hash",
@@ -52,6 +54,8 @@ _CHOICES = (
     | NegotiateFlags.seal
     | NegotiateFlags.sign
 )
+#: The names in a CHALLENGE's target info, which an answer repeats.
+OWN_NAMES: Final = (AvId.nb_domain_name, AvId.nb_computer_name, AvId.dns_domain_name, AvId.dns_computer_name)
 #: A client looks at the revision in it at most (MS-NLMP 2.2.2.10).
 _VERSION = Version(major=6, minor=1)
 
@@ -197,6 +201,9 @@ def parse_authenticate(octets: bytes) -> Authenticate:
     # Characters other than UTF-16 are those of the client's code page, which it does not name.
     message = messages.Authenticate.unpack(octets, encoding="utf-8")
     nt = message.nt_challenge_response or b""
+    key = message.encrypted_random_session_key or b""
+    if _exchanges_key(message.flags) and len(key) not in (0, 16):
+        raise Fault(_MALFORMED, "AUTHENTICATE message: its session key is none")
     try:
         return Authenticate(
             octets=octets,
@@ -206,12 +213,16 @@ def parse_authenticate(octets: bytes) -> Authenticate:
             workstation=message.workstation or "",
             nt=nt,
             lm=message.lm_challenge_response or b"",
-            encrypted_session_key=message.encrypted_random_session_key or b"",
+            encrypted_session_key=key,
             pairs=_answered_pairs(nt),
             mic=message.mic or b"",
         )
     except UnicodeDecodeError:
         raise Fault(_MALFORMED, "AUTHENTICATE message: a name is not in its character set") from None
+
+
+def _exchanges_key(flags: int) -> bool:
+    return bool(flags & NegotiateFlags.key_exch and flags & (NegotiateFlags.sign | NegotiateFlags.seal))
 
 
 def _answered_pairs(nt: bytes) -> Mapping[int, bytes]:
@@ -249,10 +260,8 @@ def _insist(octets: bytes, kind: MessageType, shortest: int) -> None:
 
 def exported_session_key(base: bytes, message: Authenticate) -> bytes:
     """The key that signs (MS-NLMP 3.2.5.1.2), of the session base key *base*; for NTLMv2 alone."""
-    flags = message.flags
-    if flags & NegotiateFlags.key_exch and flags & (NegotiateFlags.sign | NegotiateFlags.seal):
-        return rc4k(base, message.encrypted_session_key)
-    return base
+    exchanged = _exchanges_key(message.flags) and message.encrypted_session_key
+    return rc4k(base, message.encrypted_session_key) if exchanged else base
 
 
 def message_mic(key: bytes, negotiate: bytes, challenge: bytes, message: Authenticate) -> bytes:

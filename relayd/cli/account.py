@@ -28,6 +28,11 @@ def _hand_over(context: Context, accounts: AccountsFile) -> None:
         os.chown(accounts.file, entry.pw_uid, entry.pw_gid)
 
 
+def _ntlm(context: Context) -> bool:
+    """Whether NTLM is answered from the accounts file."""
+    return context.settings.ntlm.backend == "accounts"
+
+
 @click.group()
 def account() -> None:
     """Local accounts."""
@@ -42,11 +47,14 @@ def account() -> None:
 def add(
     context: Context, name: str, password_file: str | None, addresses: tuple[str, ...], groups: tuple[str, ...]
 ) -> None:
-    """Adds an account, or replaces it."""
+    """Adds an account, or replaces it.
+
+    Where [ntlm] backend is "accounts", its NT hash is kept too: whoever reads that can sign in with it.
+    """
     accounts = _accounts(context)
     replaced = accounts.find(name) is not None
     try:
-        added = accounts.add(name, _password(password_file), addresses, groups)
+        added = accounts.add(name, _password(password_file), addresses, groups, nt=_ntlm(context))
         _hand_over(context, accounts)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
@@ -61,11 +69,19 @@ def add(
 def list_(context: Context) -> None:
     """Lists the accounts; passwords are not shown."""
     found = sorted(_accounts(context).accounts().values(), key=lambda a: a.name.casefold())
+    ntlm = _ntlm(context)  # says who was added before NTLM was answered from here, and must be added anew
     if context.as_json:
-        context.documents({"name": a.name, "addresses": list(a.addresses), "groups": list(a.groups)} for a in found)
+        context.documents(
+            {"name": a.name, "addresses": list(a.addresses), "groups": list(a.groups)}
+            | ({"ntlm": bool(a.nt)} if ntlm else {})
+            for a in found
+        )
     else:
-        rows = [(a.name, ", ".join(a.addresses), ", ".join(a.groups)) for a in found]
-        context.table(("NAME", "ADDRESSES", "GROUPS"), rows)
+        rows = [
+            (a.name, ", ".join(a.addresses), ", ".join(a.groups), *(("yes" if a.nt else "no",) if ntlm else ()))
+            for a in found
+        ]
+        context.table(("NAME", "ADDRESSES", "GROUPS", *(("NTLM",) if ntlm else ())), rows)
 
 
 @account.command()

@@ -122,10 +122,9 @@ def certificate_upn(certificate: x509.Certificate) -> str:
     except x509.ExtensionNotFound:
         return ""
     found = [name.value for name in names.get_values_for_type(x509.OtherName) if name.type_id == _UPN]
-    if not found:
-        return ""
-    (one,) = found
-    return str(_decoded(one, char.UTF8String()))
+    if len(found) > 1:
+        raise ValueError("several UPNs")
+    return str(_decoded(found[0], char.UTF8String())) if found else ""
 
 
 def strong_mappings(certificate: x509.Certificate) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path as File
 from typing import Any, Final
@@ -83,33 +83,35 @@ class ServerTls:
         self._binding = _binding(context)
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self.context, None)
         judged = self._clients.judgement() if self._clients is not None else None
-        connection.set_app_data(_Negotiation(self._binding, judged))
-        return connection
+        return _Accepting(self.context, self._binding, judged)
 
 
-@dataclass(frozen=True, slots=True)
-class _Negotiation:
-    """What goes with a connection through its handshake."""
+class _Accepting(SSL.Connection):
+    """The server's end of one connection, with what goes with it through its handshake. (Its app data are Twisted's.)
 
-    binding: bytes
-    judged: Judgement | None
+    :ivar judged: what is found of the client's certificates; None: it is not asked for any.
+    """
+
+    def __init__(self, context: SSL.Context, binding: bytes, judged: Judgement | None) -> None:
+        super().__init__(context, None)
+        self.binding = binding
+        self.judged = judged
 
 
 def negotiated(connection: SSL.Connection) -> Tls:
     """What a handshake led to."""
     tls = Tls(connection.get_protocol_version_name(), connection.get_cipher_name() or "")
-    known = connection.get_app_data()
-    if not isinstance(known, _Negotiation):  # made by another than ServerTls
+    if not isinstance(connection, _Accepting):  # made by another than ServerTls
         return tls
-    tls = replace(tls, binding=known.binding)
-    return tls if known.judged is None else known.judged.over(connection, tls)
+    tls = replace(tls, binding=connection.binding)
+    return tls if connection.judged is None else connection.judged.over(connection, tls)
 
 
 def _judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
     """OpenSSL's word on one certificate of the chain. The handshake goes on whatever it is."""
-    connection.get_app_data().judged.note(certificate, error, depth)
+    if isinstance(connection, _Accepting) and connection.judged is not None:
+        connection.judged.note(certificate, error, depth)
     return True
 
 

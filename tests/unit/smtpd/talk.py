@@ -20,6 +20,7 @@ from zope.interface import implementer
 from relayd.model import Peer
 from relayd.settings import Authentication, Limits, Listener, TlsMode
 from relayd.smtpd import MECHANISMS, MechanismFactory, RelayESMTP, VirtualServer
+from tests.lab.ca import Leaf
 from tests.unit.smtpd.fakes import FakeChecker, FakePolicy, FakeRealm, FakeResolver, portal, recorder
 
 
@@ -185,11 +186,16 @@ class Talk:
         for recipient in recipients or ("c@d.example",):
             assert self.line(f"RCPT TO:<{recipient}>").startswith("250")
 
-    def start_tls(self) -> None:
-        """The handshake, after 220 to STARTTLS or on an implicit TLS port."""
+    def start_tls(self, certificate: Leaf | None = None) -> None:
+        """The handshake, after 220 to STARTTLS or on an implicit TLS port.
+
+        :param certificate: of the client.
+        """
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        if certificate is not None:
+            context.load_cert_chain(certificate.chain, certificate.key)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._client = context.wrap_bio(self._in, self._out)
         for _ in range(4):

@@ -166,6 +166,7 @@ class KerberosContext:
 
     :ivar complete: the initiator is authenticated; there is no other token.
     :ivar spnego: the tokens are SPNEGO.
+    :ivar protection: the initiator asks for integrity or confidentiality of messages.
     """
 
     def __init__(self, acceptor: KerberosAcceptor, binding: bytes, channel_binding: str) -> None:
@@ -179,6 +180,7 @@ class KerberosContext:
         self._tokens: list[bytes] = []
         self.complete = False
         self.spnego = False
+        self.protection = False
 
     def step(self, token: bytes) -> bytes:
         """Takes a token of the initiator's; the answer to it, which may be empty.
@@ -267,6 +269,7 @@ class KerberosContext:
             raise UnauthorizedLogin("an anonymous ticket")
         if self._required and not result.flags & RequirementFlag.channel_bound:
             raise UnauthorizedLogin("no channel bindings, which are required")
+        self.protection = bool(result.flags & (RequirementFlag.integrity | RequirementFlag.confidentiality))
 
     def _failure(self, error: GSSError, token: bytes) -> Exception:
         from gssapi.raw import BadMechanismError, BadMICError, InvalidTokenError

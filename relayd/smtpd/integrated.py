@@ -122,18 +122,21 @@ class Gssapi:
 class _Established:
     """What a complete security context says.
 
+    :ivar protection: the client asked for integrity or confidentiality of messages.
     :ivar offer: the wrapped offer of security layers, where one is to be made.
     """
 
     principal: str
     pac: Pac | None
+    protection: bool
     offer: bytes
 
 
 class Kerberos:
     """A Kerberos security context, raw or by SPNEGO, and with *layer* RFC 4752's exchange over security layers.
 
-    GSS-SPNEGO has no such exchange (MS-ADTS 5.1.2.1).
+    GSS-SPNEGO has no such exchange: a client that asks the context for integrity or confidentiality takes the layer as
+    agreed, and wraps all that follows (so do Cyrus SASL and Active Directory). It is refused, or it would hang.
     """
 
     def __init__(
@@ -168,7 +171,7 @@ class Kerberos:
         if not context.complete:
             return reply, None
         offer = context.wrap(_NO_LAYER) if self._layer else b""
-        return reply, _Established(context.principal, context.pac, offer)
+        return reply, _Established(context.principal, context.pac, context.protection, offer)
 
     def _unwrap(self, octets: bytes) -> bytes:
         assert self._context is not None
@@ -185,6 +188,11 @@ class Kerberos:
             return Challenge(reply)
         self._established = established
         self.user = established.principal
+        if established.protection and not self._layer:
+            raise UnauthorizedLogin(
+                "GSS-SPNEGO with a security layer, which is not served: the client must ask for none"
+                " (Cyrus SASL: a maximum SSF of 0), or take GSSAPI"
+            )
         if self._layer and not reply:
             return self._offer()
         # .NET takes 235 for success only behind a 334, so there is one, empty if need be.

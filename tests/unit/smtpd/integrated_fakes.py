@@ -1,8 +1,9 @@
 """Stand-ins for Kerberos and NTLM: tokens whose text says what shall come of them, and who believes them.
 
 A Kerberos token with ``expired`` in it is refused, ``keytab`` is a fault of ours, ``more`` asks for another token,
-``quiet`` is answered by none; any other completes a context of alice's. A wrapped message has ``05 04`` in front. An
-AUTHENTICATE message of NTLM's is right with ``secret`` in it, and finds no controller with ``away``.
+``quiet`` is answered by none; any other completes a context of alice's, which wants its messages protected when
+``layer`` is in the token. A wrapped message has ``05 04`` in front. An AUTHENTICATE message of NTLM's is right with
+``secret`` in it, and finds no controller with ``away``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class FakeContext:
         self.tokens: list[bytes] = []
         self.complete = False
         self.spnego = False
+        self.protection = False
         self.principal = ""
         self.pac: Pac | None = None
 
@@ -55,6 +57,7 @@ class FakeContext:
         if b"more" in token:
             return b"go on"
         self.complete = True
+        self.protection = b"layer" in token
         self.spnego = SPNEGO in token[:16]
         self.principal = "alice@LAB.EXAMPLE"
         self.pac = Pac("S-1-5-21-1-2-3-1104", frozenset(), "alice", "LAB", "alice@corp.example")
@@ -113,7 +116,6 @@ class FakeExchange:
         return NtlmAccount("bob", "LAB", "S-1-5-21-1-2-3-1105")
 
     def abandon(self) -> None:
-        assert self.state != "abandoned"
         self.state = "abandoned"
 
 
@@ -157,7 +159,10 @@ class IdentityChecker:
     async def _check(self, credentials: KerberosIdentity | NtlmResponse) -> Principal:
         if isinstance(credentials, KerberosIdentity):
             return Principal(credentials.principal, credentials.mechanism, "kerberos")
-        account = await credentials.exchange.verify(credentials.authenticate)
+        try:
+            account = await credentials.exchange.verify(credentials.authenticate)
+        finally:
+            credentials.exchange.abandon()
         return Principal(f"{account.domain}\\{account.name}", credentials.mechanism, "ntlm")
 
 

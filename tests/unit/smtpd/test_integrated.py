@@ -136,6 +136,13 @@ class TestKerberos:
         assert isinstance(taken, Challenge), "235 is success to .NET only behind a 334"
         assert identity(done).mechanism == "GSS-SPNEGO"
 
+    def test_gss_spnego_with_a_layer(self) -> None:
+        """Cyrus SASL would wrap whatever it sends after 235."""
+        with pytest.raises(UnauthorizedLogin, match="with a security layer, which is not served"):
+            Exchange("GSS-SPNEGO").step(offer(b"layer", KERBEROS))
+        *_, done = Exchange("GSSAPI").steps(offer(b"layer", KERBEROS), b"", NO_LAYER)
+        assert identity(done), "GSSAPI negotiates the layer afterwards"
+
     def test_the_channel(self) -> None:
         tls = Tls("TLSv1.3", "TLS_AES_256_GCM_SHA384", binding=b"tls-server-end-point:hash")
         exchange = Exchange("GSSAPI", replace(CLIENT, tls=tls), channel_binding="require")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import click
 
 from relayd.auth import Account, AccountsFile, AccountsFileError
+from relayd.auth.directory import directory_principal
+from relayd.cli.asking import asked
 from relayd.cli.context import Context, pass_context
 from relayd.config import size as size_reader
+from relayd.directory import User
 from relayd.model import Fault, IPAddress, Names, Outcome, Path, client_address
 from relayd.policy import Explanation, Policy, Question
 from relayd.policy import explain as explained
@@ -65,10 +70,13 @@ def explain(
     size: str | None,
     ask_directory: bool,
 ) -> int:
-    """Says whether a mail would be taken, and by which rule; from the configuration and the accounts file alone."""
-    if ask_directory:
-        raise click.UsageError("--ask-directory: no directory is served by this version")
-    account = _account(context, user)
+    """Says whether a mail would be taken, and by which rule; from the configuration and the accounts file alone.
+
+    With --ask-directory the user's groups and addresses come from the directory, as in a session.
+    """
+    if ask_directory and not user:
+        raise click.UsageError("--ask-directory: whom shall it be asked about? name a --user")
+    who = _who(context, user, listener, ask_directory)
     question = Question(
         client=client,
         sender=sender,
@@ -76,9 +84,9 @@ def explain(
         names=Names(confirmed=tuple(name.lower().rstrip(".") for name in names)),
         listener=listener,
         tls=tls,
-        user=account.name if account else user,
-        groups=frozenset(groups) | frozenset(account.groups if account else ()),
-        addresses=account.addresses if account else (),
+        user=who.name,
+        groups=frozenset(groups) | who.groups,
+        addresses=who.addresses,
         mechanism=mechanism.upper(),
         size=_size(size),
     )
@@ -87,7 +95,7 @@ def explain(
     except LookupError:
         known = ", ".join(entry.name for entry in context.settings.listeners)
         raise click.UsageError(f"--listener: {listener}: no such listener; there are: {known}") from None
-    _show(context, explanation)
+    _show(context, explanation, who.entry)
     return 0 if explanation.verdict.outcome is Outcome.ACCEPT else 1
 
 
@@ -98,6 +106,34 @@ def _size(text: str | None) -> int:
         return int(text) if text.isdecimal() else size_reader("0", "1024G")(text)
     except ValueError as error:
         raise click.UsageError(f"--size: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Who:
+    """Who authenticates, as a checker would say; *entry* is what the directory has of it, when it was asked."""
+
+    name: str
+    groups: frozenset[str] = frozenset()
+    addresses: tuple[str, ...] = ()
+    entry: User | None = None
+
+
+def _who(context: Context, name: str, listener: str, ask_directory: bool) -> _Who:
+    account = _account(context, name)
+    if account is not None:
+        if ask_directory:
+            click.echo(f"relayctl: {account.name} is in the accounts file, so the directory is not asked", err=True)
+        return _Who(account.name, frozenset(account.groups), account.addresses)
+    if not ask_directory:
+        return _Who(name)
+    entries = context.settings.listeners
+    default_domain = next((e for e in entries if e.name == listener), entries[0]).authentication.default_domain
+    found = asked(context, lambda directory: directory.find(name, default_domain))
+    if found is None:
+        raise click.ClickException(f"{name}: the directory has no such account, so it cannot authenticate")
+    if not found.state.good:
+        click.echo(f"relayctl: {found.name} cannot authenticate for now: {found.state}", err=True)
+    return _Who(str(directory_principal(found, "", "")), found.groups, found.addresses, found)
 
 
 def _account(context: Context, user: str) -> Account | None:
@@ -112,10 +148,29 @@ def _account(context: Context, user: str) -> Account | None:
         return None
 
 
-def _show(context: Context, explanation: Explanation) -> None:
+def _document(entry: User) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "upn": entry.upn,
+        "sid": entry.sid,
+        "state": str(entry.state),
+        "addresses": list(entry.addresses),
+        "groups": sorted(entry.groups),
+    }
+
+
+def _show(context: Context, explanation: Explanation, entry: User | None) -> None:
     if context.as_json:
-        context.document(explanation.as_dict())
+        told = {"user": _document(entry)} if entry is not None else {}
+        context.document({**explanation.as_dict(), **told})
         return
+    if entry is not None:
+        rows = [("NAME", entry.name), ("UPN", entry.upn), ("SID", entry.sid), ("STATE", str(entry.state))]
+        rows += [("ADDRESS", address) for address in entry.addresses]
+        # Of a group's spellings, the one for people and the one that never changes.
+        rows += [("GROUP", group) for group in sorted(entry.groups) if "\\" in group or group in entry.group_sids]
+        context.table(("", "IN THE DIRECTORY"), [row for row in rows if row[1]])
+        context.console.print()
     context.table(
         ("ASKED", "OUTCOME", "RULE", "LINE", ""),
         [(s.asked, s.outcome, s.rule.key, s.rule.line or "-", s.text) for s in explanation.steps],

@@ -49,6 +49,11 @@ class Connector:
         self._searcher = searcher
         self._context = _context(settings)
 
+    @property
+    def searcher(self) -> str:
+        """Who searches, as far as that is known yet."""
+        return self._searcher.name
+
     def use(
         self,
         idle: Connection | None,

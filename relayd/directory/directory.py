@@ -232,6 +232,11 @@ class Directory:
         """
         return await self._location.hosts(time.monotonic() + self.settings.timeout)
 
+    @property
+    def searcher(self) -> str:
+        """Who searches."""
+        return self._connector.searcher
+
     def status(self) -> tuple[Standing, ...]:
         """How the controllers do that were asked so far."""
         return self._controllers.standings()

@@ -85,6 +85,16 @@ class AccountState:
     def good(self) -> bool:
         return not (self.disabled or self.expired or self.locked or self.must_change or self.password_expired)
 
+    def __str__(self) -> str:
+        words = {
+            "disabled": self.disabled,
+            "expired": self.expired,
+            "locked": self.locked,
+            "must change its password": self.must_change,
+            "password expired": self.password_expired,
+        }
+        return ", ".join(word for word, holds in words.items() if holds) or "good"
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -13,11 +13,13 @@ from relayd import settings
 from relayd.directory.connection import Controller
 from relayd.directory.controllers import Controllers, Known, located, parse_server
 from relayd.directory.faults import ControllerFault, Unavailable
-from relayd.model import Fault, IPAddress
+from relayd.model import Fault, IPAddress, Reply
 
 __all__ = ["Dns", "Location"]
 
 T = TypeVar("T")
+
+_NO_DNS: Final = Reply.of(451, "4.4.3", "DNS timed out")
 
 #: Addresses of one controller that are tried at most.
 ADDRESSES: Final = 4
@@ -70,9 +72,9 @@ class Location:
         name = f"_ldap._tcp.dc._msdcs.{self._domain}"
         try:
             records = tuple(sorted(await self._within(until, self._dns.srv(name))))
-        except (Fault, DeferredTimeout) as error:
+        except Fault as error:
             if not self._located:
-                raise Unavailable(f"{name}: {error or 'DNS timed out'}") from None
+                raise Unavailable(f"{name}: {error}") from None
             records = self._located  # an old answer is better than none
         if not records:
             raise Unavailable(f"{name}: there is no such SRV record")
@@ -87,10 +89,10 @@ class Location:
         host = controller.host
         try:
             addresses = (await self._within(until, self._dns.addresses(host)))[:ADDRESSES]
-        except (Fault, DeferredTimeout) as error:
+        except Fault as error:
             addresses = self._addresses.get(host, ())
             if not addresses:
-                raise ControllerFault(f"{controller}: {error or 'DNS timed out'}") from None
+                raise ControllerFault(f"{controller}: {error}") from None
         if not addresses:
             raise ControllerFault(f"{controller}: has no address")
         self._addresses[host] = addresses
@@ -104,4 +106,7 @@ class Location:
 
     async def _within(self, until: float, call: Coroutine[Any, Any, T]) -> T:
         result: Deferred[T] = Deferred.fromCoroutine(call)
-        return await result.addTimeout(max(0.001, until - time.monotonic()), self._reactor)
+        try:
+            return await result.addTimeout(max(0.001, until - time.monotonic()), self._reactor)
+        except DeferredTimeout:
+            raise Fault(_NO_DNS, "DNS timed out") from None

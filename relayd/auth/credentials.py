@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from twisted.cred.credentials import ICredentials, IUsernamePassword
@@ -79,7 +79,7 @@ class NtlmResponse:
     """
 
     exchange: NtlmExchange
-    authenticate: bytes
+    authenticate: bytes = field(repr=False)  # passwords can be guessed by it
     mechanism: str
     client: Client
     mech_list: bytes = b""

@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "binding_hash",
     "exported_session_key",
+    "insist_on_negotiate",
     "make_challenge",
     "mech_list_mic",
     "message_mic",
@@ -75,6 +76,14 @@ class Target:
     dns_domain: str = ""
 
 
+def insist_on_negotiate(octets: bytes) -> None:
+    """Takes a NEGOTIATE message (MS-NLMP 2.2.1.1) for one.
+
+    :raises Fault: 501 5.5.2: it is none.
+    """
+    _insist(octets, MessageType.negotiate, messages.Negotiate.MINIMUM_LENGTH)
+
+
 def make_challenge(negotiate: bytes, target: Target, now: float, nonce: bytes | None = None) -> bytes:
     """The CHALLENGE message for a client's NEGOTIATE (MS-NLMP 3.2.5.1.1).
 
@@ -84,7 +93,7 @@ def make_challenge(negotiate: bytes, target: Target, now: float, nonce: bytes | 
     :param nonce: the server challenge, 8 octets; None: random ones.
     :raises Fault: 501 5.5.2: *negotiate* is no NEGOTIATE message.
     """
-    _insist(negotiate, MessageType.negotiate, messages.Negotiate.MINIMUM_LENGTH)
+    insist_on_negotiate(negotiate)
     offered = int.from_bytes(negotiate[12:16], "little")
     flags = offered & _CHOICES
     flags |= NegotiateFlags.ntlm | NegotiateFlags.request_target | NegotiateFlags.target_info

@@ -147,16 +147,16 @@ class KerberosAcceptor:
             # SPNEGO would take any mechanism that is installed, such as gss-ntlmssp.
             set_neg_mechs(credentials, mechanisms[:1])
         except GSSError as error:
-            raise Fault(_UNAVAILABLE, f"keytab {self.keytab}: {self._why_not() or error}") from None
+            raise Fault(_UNAVAILABLE, self.why_not() or f"keytab {self.keytab}: {error}") from None
         return credentials
 
-    def _why_not(self) -> str:
-        # GSS-API says no more than that there are no credentials.
+    def why_not(self) -> str:
+        """What is wrong with the keytab; empty: nothing. GSS-API says no more than that there are no credentials."""
         try:
             with open(self.keytab, "rb"):
-                return "" if self.principals else "it has no keys"
+                return "" if self.principals else f"keytab {self.keytab}: it has no keys"
         except OSError as error:
-            return os.strerror(error.errno or 0)
+            return f"keytab {self.keytab}: {os.strerror(error.errno or 0)}"
         except ValueError as error:
             return str(error)
 
@@ -274,34 +274,44 @@ class KerberosContext:
     def _failure(self, error: GSSError, token: bytes) -> Exception:
         from gssapi.raw import BadMechanismError, BadMICError, InvalidTokenError
 
+        if lost := self._acceptor.why_not():
+            return Fault(_UNAVAILABLE, lost)
         try:
             inner = kerberos_token(token)
             asked = ticket(inner)
         except ValueError as malformed:
             return UnauthorizedLogin(f"malformed token: {malformed}")
         if self.spnego:
-            error = self._own_error(error, inner)
+            own = self._own_error(error, inner)
+            if own is None:
+                return UnauthorizedLogin(f"{_text(error)} (ticket for {asked})")
+            error = own
         code = _signed(error.min_code)
         number = code - _KRB5_TABLE
-        reason = _REASONS.get(number) or " ".join(error.get_all_statuses(error.min_code, False))
+        reason = _REASONS.get(number) or _text(error)
         reason = f"{reason} (ticket for {asked})"
         malformed_token = isinstance(error, BadMechanismError | BadMICError | InvalidTokenError)
         if number in _CLIENTS or code & ~0xFF in _MALFORMED_TABLES or malformed_token:
             return UnauthorizedLogin(reason)
         return Fault(_UNAVAILABLE, reason)
 
-    def _own_error(self, error: GSSError, inner: bytes) -> GSSError:
-        """Kerberos' own error: SPNEGO passes its text on, and a number that means nothing.
+    def _own_error(self, error: GSSError, inner: bytes) -> GSSError | None:
+        """Kerberos' own error: SPNEGO passes its text on, and a number that means nothing. None: it is SPNEGO's.
 
-        The same token outside of SPNEGO fails alike: what made it fail has not changed since.
+        So the token is tried outside of SPNEGO: an error that says the same is the same. In the first trial the replay
+        cache is left out, since the token may be in there by now, whatever was wrong with it.
         """
         from gssapi.raw import GSSError, accept_sec_context
 
-        try:
-            accept_sec_context(inner, self._credentials, None, self._bindings())
-        except GSSError as own:
-            return own
-        return error
+        good = False
+        for replays in (True, False):
+            try:
+                accept_sec_context(inner, self._acceptor.credentials(replays), None, self._bindings())
+                good = True
+            except GSSError as own:
+                if _text(own) == _text(error):
+                    return own
+        return None if good else error
 
     def wrap(self, octets: bytes) -> bytes:
         """*octets* with integrity, without confidentiality.
@@ -349,9 +359,8 @@ class KerberosContext:
 
     @cached_property
     def pac(self) -> Pac | None:
-        """What the ticket says of the account; None: it has no PAC.
+        """What the ticket says of the account; None: it has no PAC, or one that the controller did not sign.
 
-        :raises UnauthorizedLogin: the PAC is not the controller's.
         :raises Fault: 454 4.7.0: it cannot be read.
         """
         logon = self._pac_buffer("logon-info")
@@ -373,9 +382,13 @@ class KerberosContext:
             found = get_name_attribute(self._initiator, f"urn:mspac:{name}".encode())
         except GSSError:
             return None
-        if not found.authenticated:
-            raise UnauthorizedLogin(f"the PAC of {self.principal} has a wrong signature")
-        return bytes(found.values[0]) if found.values else None
+        return bytes(found.values[0]) if found.authenticated and found.values else None
+
+
+def _text(error: GSSError) -> str:
+    # It may hold names out of the token, and zeros.
+    text = " ".join(error.get_all_statuses(error.min_code, False))
+    return "".join(letter if letter.isprintable() else "?" for letter in text.rstrip("\0"))
 
 
 def _signed(code: int) -> int:

@@ -295,6 +295,8 @@ class _Rest:
 
 def _secure_channel(host: str, address: IPAddress, account: str, domain: str, password: bytes, until: float) -> Channel:
     # Here, in the thread: impacket takes a quarter of a second, and is an extra.
-    from relayd.netlogon.channel import Machine, SecureChannel
-
+    try:
+        from relayd.netlogon.channel import Machine, SecureChannel
+    except ImportError as error:
+        raise MachineFault(netlogon_missing() or f"impacket: {error}") from None
     return SecureChannel(host, address, Machine.of(account, domain, password), until)

@@ -13,14 +13,14 @@ __all__ = ["Secret"]
 
 #: How long a refused secret is not tried again, in seconds: doubled each time, unless the file holds another one.
 FIRST_REST: Final = 15.0
-LONGEST_REST: Final = 15 * 60.0
+LONGEST_REST: Final = 60.0
 
 
 class Secret:
     """Reads the password each time: whoever renews it writes the file, and relayd goes on.
 
-    For one thread. A secret that the controllers refused is not offered to them with each logon. Such an account may
-    just have been disabled, or its new password may not be known everywhere yet, so the rest is short at first.
+    For one thread. A secret that the controllers refused is not offered to them with each logon. Nothing is locked by
+    offering it, and an account that was enabled again is to be of use soon, so the rest is short.
 
     :param clock: seconds, monotonic.
     """

@@ -45,7 +45,7 @@ _NAMES: Final[Mapping[int, str]] = MappingProxyType(
         0xC00000DF: "no such domain",
         0xC0000133: "clocks differ",
         0xC000018A: "no trust secret",
-        0xC000018B: "no machine account of this name",
+        0xC000018B: "no machine account of this name that is enabled",
         0xC000018C: "the trust between domains failed",
         0xC000018D: "the trust of this computer failed",
         0xC0000190: "trust failed",

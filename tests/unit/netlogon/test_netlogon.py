@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -449,9 +451,39 @@ class TestClose:
             clock.result(ask(netlogon))
 
 
-def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_impacket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host without the extra."""
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "impacket" else there(name))
-    assert netlogon_missing() == "Netlogon needs the extra relayd[netlogon] (impacket)"
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == "impacket"]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, "impacket", None)
+    for using in ("channel", "rpc", "sealing"):
+        monkeypatch.delitem(sys.modules, f"relayd.netlogon.{using}", raising=False)
+
+
+@pytest.mark.usefixtures("without_impacket")
+class TestWithoutImpacket:
+    def test_it_is_said_what_is_missing(self) -> None:
+        assert netlogon_missing() == "Netlogon needs the extra relayd[netlogon] (impacket)"
+
+    def test_asked_all_the_same_it_is_our_fault(
+        self, forest: FakeForest, clock: ThreadedClock, secret: Path, events: list[Event]
+    ) -> None:
+        values = settings.Ntlm(computer="RELAY01$", secret_file=secret)
+        netlogon = Netlogon(forest, values, clock, Events(), clock=clock.seconds)
+        with pytest.raises(Unavailable, match="impacket"):
+            clock.result(ask(netlogon))
+        assert "impacket" in clock.result(netlogon.check())
+        clock.result(fired(netlogon.close()))
+
+    def test_importing_needs_none(self) -> None:
+        # In a process of its own, where nothing of it was imported before.
+        program = "import sys; sys.modules['impacket'] = None; import relayd.netlogon, relayd.auth.ntlm_netlogon"
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: object())
     assert netlogon_missing() == ""

@@ -54,6 +54,6 @@ def test_a_status_of_a_trust_never_refuses() -> None:
 
 
 def test_for_the_log() -> None:
-    assert status_text(0xC000018B) == "c000018b no machine account of this name"
+    assert status_text(0xC000018B) == "c000018b no machine account of this name that is enabled"
     assert status_text(0xC0FFEE00) == "c0ffee00"
     assert all(status_text(status) != f"{status:08x}" for status in MACHINE_REFUSED | TRUSTS)

@@ -94,6 +94,15 @@ class TestAnswer:
         for token in (octets, b"\xa1" + octets):
             assert complaint(spnego.parse_answer, token).startswith("SPNEGO: ")
 
+    def test_a_field_that_nobody_knows(self) -> None:
+        token = b"\xa1\x0d\x30\x0b\xa2\x03\x04\x01x\xa9\x04\x02\x02\x01\x01"
+        assert spnego.parse_answer(token) == spnego.Answer(b"x", b"")
+
+    def test_fields_without_end(self) -> None:
+        fields = b"".join(bytes([tag, 0]) for tag in range(0xA0, 0xBF))
+        with pytest.raises(ValueError, match="too many"):
+            spnego.parse_answer(b"\xa1" + bytes([len(fields) + 2]) + b"\x30" + bytes([len(fields)]) + fields)
+
     def test_a_field_twice(self) -> None:
         with pytest.raises(ValueError, match="twice"):
             spnego.parse_answer(b"\xa1\x0a\x30\x08\xa2\x02\x04\x00\xa2\x02\x04\x00")

@@ -219,6 +219,13 @@ def _directory(reading: Reading, settings: Settings) -> None:
         _keytab_searches(reading, settings)
     elif directory.bind_password_file is None and reading.good("directory.bind_password_file"):
         reading.fault("directory.bind_password_file", "is missing; bind_user needs it")
+    catalogs = [server for server in directory.servers if server.rstrip("/").endswith((":3268", ":3269"))]
+    if 0 < len(catalogs) < len(directory.servers) and reading.good("directory.servers"):
+        reading.fault(
+            "directory.servers",
+            f"{shown(catalogs[0])} is a global catalog and others are not, so answers would depend on who is asked;"
+            " list one kind alone",
+        )
     if directory.base and "=" not in directory.base:
         reading.fault("directory.base", f'{shown(directory.base)} is no DN; write one such as "DC=corp,DC=example"')
 

@@ -43,6 +43,11 @@ class Controller:
     port: int
     ldaps: bool
 
+    @property
+    def catalog(self) -> bool:
+        """Whether it is asked as a global catalog, which holds a part of every domain of the forest."""
+        return self.port in (3268, 3269)  # MS-ADTS 3.1.1.3.1.10
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'ldaps' if self.ldaps else 'ldap'}://{host}:{self.port}"

@@ -44,7 +44,7 @@ RECIPIENT_THREADS, RECIPIENTS_WAITING = 2, 64
 KEEP_NEGATIVE: Final = 10.0
 #: How long what seldom changes is kept: the domain's names, and its lockout.
 KEEP_DOMAIN, KEEP_LOCKOUT = 3600.0, 300.0
-#: What stands for a fine-grained policy that may not be read: the strictest that is sensible.
+#: What stands for a policy that may not be read: the strictest that is sensible.
 UNREADABLE: Final = LockoutPolicy(3, 1800.0)
 
 _FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
@@ -182,19 +182,21 @@ class Directory:
             raise Fault(_RECIPIENT_UNKNOWN_YET, fault.detail) from None
 
     async def lockout_policy(self, user: User) -> LockoutPolicy:
-        """When the directory locks this user's account. A fine-grained policy that may not be read counts as strict.
+        """When the directory locks this user's account. A policy that may not be read counts as strict.
 
         :raises Unavailable: the directory cannot be asked.
         """
 
+        root = "" if user.policy else (await self.domain()).of(user.dn).root
+
         async def ask() -> LockoutPolicy:
             if user.policy:
                 found = await self._search(partial(lookups.fine_grained_lockout, user.policy))
-                return found or UNREADABLE
-            domain = await self.domain()
-            return await self._search(partial(lookups.domain_lockout, domain))
+            else:
+                found = await self._search(partial(lookups.domain_lockout, root))
+            return found or UNREADABLE
 
-        return await self._lockouts.get(user.policy, ask)
+        return await self._lockouts.get(user.policy or root, ask)
 
     async def domain(self) -> Domain:
         """What the directory says of itself.
@@ -278,7 +280,7 @@ class Directory:
         spelled = set(sids)
         for kept in groups.values():
             if kept is not None and kept[0] is not None:
-                spelled |= kept[0].spellings(domain.netbios)
+                spelled |= domain.spellings(kept[0])
         return frozenset(spelled)
 
     async def _search(self, work: Callable[[Connection], T]) -> T:

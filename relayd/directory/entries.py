@@ -102,11 +102,6 @@ class Group:
     dn: str
     name: str
 
-    def spellings(self, netbios: str) -> frozenset[str]:
-        """How a policy may spell it, in the domain called *netbios* (empty: it has no such name)."""
-        names = (self.name, f"{netbios}\\{self.name}" if netbios else "") if self.name else ()
-        return frozenset((self.sid, self.dn, *names)) - {""}
-
 
 @dataclass(frozen=True, slots=True)
 class LockoutPolicy:

@@ -7,8 +7,6 @@ from collections.abc import Generator
 from pathlib import Path as File
 from typing import Any, Final
 
-from ldap3.protocol.sasl.kerberos import get_channel_bindings
-
 from relayd.directory import tickets
 from relayd.directory.connection import Connection
 from relayd.directory.faults import ControllerFault, Refusal, SearcherFault
@@ -113,6 +111,8 @@ class KeytabAccount:
 
 def _channel_binding(connection: Connection) -> Any:
     """``tls-server-end-point``; None where the controller's certificate defines none (RFC 5929 4.1)."""
+    from ldap3.protocol.sasl.kerberos import get_channel_bindings  # it raises where gssapi is not installed
+
     try:
         return get_channel_bindings(connection.secured)
     except AttributeError:  # an algorithm that has no hash of its own, such as Ed25519

@@ -45,22 +45,50 @@ def own_domain(base: str, dns: str, netbios: str, connection: Connection) -> Dom
     if not dns:
         parts = [part.strip() for part in context.split(",")]
         dns = ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
-    configuration = entry.text("configurationNamingContext")
-    if not netbios and configuration:
-        filter = f"(&(objectClass=crossRef){equals('nCName', context)}(nETBIOSName=*))"
-        found = connection.search(f"CN=Partitions,{configuration}", filter, ("nETBIOSName",), scope="LEVEL")
-        netbios = found[0].text("nETBIOSName") if found else ""
-    return Domain(base or context, context or base, dns, netbios)
+    found = _domains(entry.text("configurationNamingContext"), connection)
+    whole = connection.controller.catalog and not base
+    # In a forest the domain that was written may be another one than this controller's.
+    own = next((one for one in found if whole and one.is_called(dns)), None) or next(
+        (one for one in found if one.root.casefold() == context.casefold()), Domain("", context)
+    )
+    others = tuple(one for one in found if one is not own) if whole else ()
+    start = "" if whole else base or own.root
+    return Domain(start, own.root or base, dns, netbios or own.netbios, others)
+
+
+def _domains(configuration: str, connection: Connection) -> list[Domain]:
+    """The domains of the forest."""
+    if not configuration:
+        return []
+    # MS-ADTS 6.1.1.2.1.1.5: of the partitions, the domains alone have a NetBIOS name.
+    attributes = ("nCName", "dnsRoot", "nETBIOSName")
+    found = connection.search(
+        f"CN=Partitions,{configuration}", "(&(objectClass=crossRef)(nETBIOSName=*))", attributes, scope="LEVEL"
+    )
+    return [Domain("", one.text("nCName"), one.text("dnsRoot"), one.text("nETBIOSName")) for one in found]
 
 
 def find_user(domain: Domain, name: AccountName, connection: Connection) -> User | None:
     """The user called *name*, with the SIDs of its groups; None where there is none, or no single one."""
+    if name.root:
+        return _find_in_forest(domain, name, connection)
     found = connection.search(domain.base, user_filter(name), USER_ATTRIBUTES, most=3)
     if len(found) > 1:
         found = [entry for entry in found if name.upn and entry.text("userPrincipalName").lower() == name.upn.lower()]
     if len(found) != 1:
         return None
     return _complete(domain, found[0], connection)
+
+
+def _find_in_forest(domain: Domain, name: AccountName, connection: Connection) -> User | None:
+    """A UPN is looked for in all domains, an account's name in its own."""
+    found: list[Entry] = []
+    if name.upn:
+        found = connection.search(domain.base, user_filter(AccountName(name.upn)), USER_ATTRIBUTES, most=2)
+    if name.account and not found:
+        found = connection.search(name.root, user_filter(AccountName(account=name.account)), USER_ATTRIBUTES)
+        found = [entry for entry in found if domain.of(entry.dn).root == name.root]
+    return _complete(domain, found[0], connection) if len(found) == 1 else None
 
 
 def find_sid(domain: Domain, sid: str, connection: Connection) -> User | None:
@@ -85,7 +113,7 @@ def _complete(domain: Domain, entry: Entry, connection: Connection) -> User | No
         # tokenGroups may be hidden from the account that searches; members seldom are.
         # 1.2.840.113556.1.4.1941: LDAP_MATCHING_RULE_IN_CHAIN (MS-ADTS 3.1.1.3.4.4.3).
         filter = f"(&(objectClass=group){equals('member:1.2.840.113556.1.4.1941:', entry.dn)})"
-        chain = connection.search(domain.root, filter, ("objectSid",))
+        chain = connection.search(domain.groups, filter, ("objectSid",))
         sids = tuple(raw for one in chain for raw in one.raw("objectSid"))
         own = [Entry(entry.dn, {**own[0].attributes, "tokengroups": sids})]
     return user(entry, own[0], time.time())
@@ -97,7 +125,7 @@ def find_groups(domain: Domain, sids: Iterable[str], connection: Connection) -> 
     found: dict[str, Group] = {}
     for start in range(0, len(wanted), _SIDS_AT_ONCE):
         filter = f"(&(objectClass=group){sid_filter(wanted[start : start + _SIDS_AT_ONCE])})"
-        for entry in connection.search(domain.root, filter, GROUP_ATTRIBUTES):
+        for entry in connection.search(domain.groups, filter, GROUP_ATTRIBUTES):
             one = group(entry)
             found[one.sid] = one
     return found
@@ -108,19 +136,18 @@ def has_recipient(domain: Domain, addresses: tuple[str, ...], connection: Connec
     return bool(connection.search(domain.base, recipient_filter(addresses), ("mail",), most=1))
 
 
-def domain_lockout(domain: Domain, connection: Connection) -> LockoutPolicy:
-    """The lockout of the domain."""
-    attributes = ("lockoutThreshold", "lockOutObservationWindow")
-    found = connection.search(domain.root, _ANY, attributes, scope="BASE")
-    if not found:
-        return LockoutPolicy(0, 0.0)
-    return LockoutPolicy(found[0].number(attributes[0]), interval(found[0].number(attributes[1])))
+def domain_lockout(root: str, connection: Connection) -> LockoutPolicy | None:
+    """The lockout of the domain whose own entry is *root*; None where it may not be read, as in a global catalog."""
+    return _lockout(root, "lockoutThreshold", "lockOutObservationWindow", connection)
 
 
 def fine_grained_lockout(dn: str, connection: Connection) -> LockoutPolicy | None:
     """The lockout of a fine-grained password policy; None where the account that searches may not read it."""
-    attributes = ("msDS-LockoutThreshold", "msDS-LockoutObservationWindow")
-    found = connection.search(dn, _ANY, attributes, scope="BASE")
-    if not found or not found[0].raw(attributes[0]):
+    return _lockout(dn, "msDS-LockoutThreshold", "msDS-LockoutObservationWindow", connection)
+
+
+def _lockout(dn: str, threshold: str, window: str, connection: Connection) -> LockoutPolicy | None:
+    found = connection.search(dn, _ANY, (threshold, window), scope="BASE")
+    if not found or not found[0].raw(threshold):
         return None
-    return LockoutPolicy(found[0].number(attributes[0]), interval(found[0].number(attributes[1])))
+    return LockoutPolicy(found[0].number(threshold), interval(found[0].number(window)))

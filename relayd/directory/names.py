@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
 
+from relayd.directory.entries import Group
+
 __all__ = [
     "AccountName",
     "Domain",
@@ -22,27 +24,54 @@ __all__ = [
 class Domain:
     """What a directory says of itself.
 
-    :ivar base: where searches begin.
+    :ivar base: where searches begin; empty: everywhere in the forest, which a global catalog holds.
     :ivar root: the domain's own entry.
     :ivar dns: its DNS name; *netbios*: the name in ``CORP\\alice``. Empty where it has none.
+    :ivar others: the other domains of the forest, where a global catalog is asked.
     """
 
     base: str
     root: str
     dns: str = ""
     netbios: str = ""
+    others: tuple[Domain, ...] = ()
+
+    @property
+    def groups(self) -> str:
+        """Where groups are searched: they may lie outside of *base*."""
+        return self.root if self.base else ""
 
     def is_called(self, name: str) -> bool:
         """Whether *name* means this domain."""
         return name.casefold() in {self.dns.casefold(), self.netbios.casefold()} - {""}
 
+    def called(self, name: str) -> Domain | None:
+        """The domain that *name* means: this one, or another of the forest."""
+        return next((domain for domain in (self, *self.others) if domain.is_called(name)), None)
+
+    def of(self, dn: str) -> Domain:
+        """The domain of an entry; a child's entries have names that end like its parent's."""
+        folded = dn.casefold()
+        holding = [one for one in (self, *self.others) if f",{folded}".endswith(f",{one.root.casefold()}")]
+        return max(holding, key=lambda one: len(one.root), default=self)
+
+    def spellings(self, group: Group) -> frozenset[str]:
+        """How a policy may spell *group*: SID, DN, ``CORP\\name``; the bare name means a group of this domain alone."""
+        home = self.of(group.dn)
+        names = (f"{home.netbios}\\{group.name}" if home.netbios else "", group.name if home is self else "")
+        return frozenset((group.sid, group.dn, *(names if group.name else ()))) - {""}
+
 
 @dataclass(frozen=True, slots=True)
 class AccountName:
-    """*upn* is looked for first, and *account* (sAMAccountName) where no UPN is so; either may be empty."""
+    """*upn* is looked for first, and *account* (sAMAccountName) where no UPN is so; either may be empty.
+
+    :ivar root: the domain that the account is in, where there are several to search; empty: there is one.
+    """
 
     upn: str = ""
     account: str = ""
+    root: str = ""
 
 
 def account_name(text: str, default_domain: str, domain: Domain) -> AccountName | None:
@@ -55,19 +84,24 @@ def account_name(text: str, default_domain: str, domain: Domain) -> AccountName 
     :param default_domain: what a bare name belongs to; empty: this domain.
     :returns: None for a name that cannot be an account's here.
     """
+
+    def root(home: Domain | None) -> str:
+        return "" if domain.base or home is None else home.root
+
     if "\\" in text:
         qualifier, _, name = text.partition("\\")
-        return AccountName(account=name) if name and "\\" not in name and domain.is_called(qualifier) else None
+        home = domain.called(qualifier)
+        return AccountName(account=name, root=root(home)) if name and "\\" not in name and home is not None else None
     name, at, suffix = text.rpartition("@")
     if at:
         if not name or not suffix:
             return None
-        return AccountName(text, name if domain.is_called(suffix) else "")
+        home = domain.called(suffix)
+        return AccountName(text, name if home is not None else "", root(home))
     if not text:
         return None
-    if default_domain and not domain.is_called(default_domain):
-        return AccountName(f"{text}@{default_domain}")
-    return AccountName(account=text)
+    home = domain.called(default_domain) if default_domain else domain
+    return AccountName(account=text, root=root(home)) if home is not None else AccountName(f"{text}@{default_domain}")
 
 
 def equals(attribute: str, value: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from cryptography import x509
 from twisted.internet.defer import Deferred, gatherResults
 
 from relayd.directory import Directory, LockoutPolicy, Refusal, Unavailable, User
-from relayd.directory.entries import AccountState
+from relayd.directory.connection import Controller
+from relayd.directory.entries import AccountState, sid_octets
 from tests.lab.net import wait_for
 from tests.unit.directory.conftest import FakeDns, MakeDirectory, descriptors, fired
 from tests.unit.directory.server import BASE, SEARCHER, FakeDirectory, person
@@ -294,3 +298,99 @@ class TestControllers:
     def test_what_is_no_server(self, make: MakeDirectory, url: str) -> None:
         with pytest.raises(ValueError, match=r"."):
             make(url)
+
+    def test_status(self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory) -> None:
+        directory = make("ldaps://localhost:1", server.url)
+        assert [standing.why for standing in directory.status()] == []
+        found(clock, directory, "alice")
+        sick, well = directory.status()
+        assert (sick.controller, well.controller) == ("ldaps://localhost:1", server.url)
+        assert sick.rests > 0
+        assert "refused" in sick.why
+        assert (well.rests, well.why) == (0.0, "")
+        clock.advance(61)
+        assert directory.status()[0].rests == 0
+        assert directory.status()[0].why  # it is asked again, and has not worked yet
+
+    def test_a_probe_says_how_long_the_certificate_is_good(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory
+    ) -> None:
+        (well,) = clock.result(make(server.url).probe())
+        assert well.address == "127.0.0.1"
+        assert (
+            well.expires
+            == x509.load_pem_x509_certificate(server.leaf.chain.read_bytes()).not_valid_after_utc.timestamp()
+        )
+
+    def test_a_probe_of_whom_the_searcher_cannot_sign_in_to(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory, password_file: Path
+    ) -> None:
+        password_file.write_bytes(b"wrong")
+        (refused,) = clock.result(make(server.url).probe())
+        assert refused.connect > 0
+        assert refused.expires > 0
+        assert "52e" in refused.fault
+
+
+class TestForest:
+    """A global catalog answers for several domains."""
+
+    CHILD = f"DC=child,{BASE}"
+
+    @pytest.fixture(autouse=True)
+    def catalog(self, server: FakeDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Its port is what tells a catalog, and the fake one has another.
+        monkeypatch.setattr(Controller, "catalog", True)
+        server.entries[f"CN=CHILD,CN=Partitions,CN=Configuration,{BASE}"] = {
+            "objectClass": [b"crossRef"],
+            "nCName": [self.CHILD.encode()],
+            "dnsRoot": [b"child.corp.example"],
+            "nETBIOSName": [b"CHILD"],
+        }
+        child = person(
+            "alice", 2001, userPrincipalName=[b"al@child.corp.example"], tokenGroups=[sid_octets("S-1-5-9-1")]
+        )
+        server.entries[f"CN=alice,{self.CHILD}"] = child
+        server.entries[f"CN=Senders,{self.CHILD}"] = {
+            "objectClass": [b"group"],
+            "sAMAccountName": [b"App Senders"],
+            "objectSid": [sid_octets("S-1-5-9-1")],
+        }
+
+    @pytest.mark.parametrize("name", ["alice", "CORP\\alice", "alice@corp.example"])
+    def test_the_domains_own(self, clock: ThreadedClock, directory: Directory, name: str) -> None:
+        user = found(clock, directory, name)
+        assert user.dn == ALICE
+        assert "App Senders" in user.groups
+
+    @pytest.mark.parametrize(
+        "name", ["CHILD\\alice", "al@child.corp.example", "alice@child.corp.example", "alice@CHILD"]
+    )
+    def test_another_domains(self, clock: ThreadedClock, directory: Directory, name: str) -> None:
+        user = found(clock, directory, name)
+        assert user.dn == f"CN=alice,{self.CHILD}"
+        assert user.groups == {"S-1-5-9-1", f"CN=Senders,{self.CHILD}", "CHILD\\App Senders"}
+
+    def test_who_is_not_there(self, clock: ThreadedClock, directory: Directory) -> None:
+        assert clock.result(directory.find("CHILD\\bob")) is None
+        assert clock.result(directory.find("OTHER\\alice")) is None
+
+    def test_a_lockout_that_a_catalog_does_not_hold_counts_as_strict(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
+    ) -> None:
+        server.entries[self.CHILD] = {"objectClass": [b"domainDNS"]}
+        assert clock.result(directory.lockout_policy(found(clock, directory, "CHILD\\alice"))).threshold == 3
+        assert clock.result(directory.lockout_policy(found(clock, directory, "alice"))).threshold == 5
+
+    def test_the_domain_that_was_written_is_where_bare_names_are(
+        self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory
+    ) -> None:
+        directory = make(server.url, domain="child.corp.example")
+        assert found(clock, directory, "alice").dn == f"CN=alice,{self.CHILD}"
+        assert found(clock, directory, "CORP\\alice").dn == ALICE
+
+    def test_with_a_base_it_is_one_domain(
+        self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory
+    ) -> None:
+        directory = make(server.url, base=BASE)
+        assert clock.result(directory.find("CHILD\\alice")) is None

@@ -4,7 +4,7 @@ import ldap3
 import pytest
 from ldap3.operation.search import search_operation
 
-from relayd.directory.entries import sid_octets
+from relayd.directory.entries import Group, sid_octets
 from relayd.directory.names import AccountName, Domain, account_name, recipient_filter, sid_filter, user_filter
 
 CORP = Domain("DC=corp,DC=example", "DC=corp,DC=example", "corp.example", "CORP")
@@ -36,6 +36,53 @@ CORP = Domain("DC=corp,DC=example", "DC=corp,DC=example", "corp.example", "CORP"
 )
 def test_names(text: str, default_domain: str, meant: AccountName | None) -> None:
     assert account_name(text, default_domain, CORP) == meant
+
+
+HOME = "DC=corp,DC=example"
+FOREST = Domain(
+    "",
+    HOME,
+    "corp.example",
+    "CORP",
+    (Domain("", f"DC=lab,{HOME}", "lab.corp.example", "LAB"), Domain("", "DC=x", "x", "X")),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "default_domain", "meant"),
+    [
+        ("alice", "", AccountName(account="alice", root=HOME)),
+        ("CORP\\alice", "", AccountName(account="alice", root=HOME)),
+        ("lab\\alice", "", AccountName(account="alice", root=f"DC=lab,{HOME}")),
+        ("alice", "LAB", AccountName(account="alice", root=f"DC=lab,{HOME}")),
+        ("alice@lab.corp.example", "", AccountName("alice@lab.corp.example", "alice", f"DC=lab,{HOME}")),
+        ("alice@partner.example", "", AccountName("alice@partner.example")),
+        ("OTHER\\alice", "", None),
+    ],
+)
+def test_names_in_a_forest(text: str, default_domain: str, meant: AccountName | None) -> None:
+    assert account_name(text, default_domain, FOREST) == meant
+
+
+@pytest.mark.parametrize(
+    ("dn", "netbios"),
+    [
+        (f"CN=g,CN=Users,{HOME}", "CORP"),
+        (f"CN=g,cn=users,dc=LAB,{HOME.lower()}", "LAB"),
+        (f"CN=g,OU=xDC=lab,{HOME}", "CORP"),
+        ("CN=g,DC=x", "X"),
+        ("CN=g,DC=elsewhere", "CORP"),
+    ],
+)
+def test_whose_entry_it_is(dn: str, netbios: str) -> None:
+    assert FOREST.of(dn).netbios == netbios
+
+
+def test_a_bare_name_means_no_group_of_another_domain() -> None:
+    """Else whoever administers one domain could name a group like one that may relay in another."""
+    own, other = f"CN=Senders,{HOME}", f"CN=Senders,DC=lab,{HOME}"
+    assert FOREST.spellings(Group("S-1-5-1", own, "Senders")) == {"S-1-5-1", own, "Senders", "CORP\\Senders"}
+    assert FOREST.spellings(Group("S-1-5-2", other, "Senders")) == {"S-1-5-2", other, "LAB\\Senders"}
 
 
 def test_a_domain_without_a_netbios_name_is_not_called_nothing() -> None:

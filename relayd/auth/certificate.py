@@ -152,8 +152,8 @@ def strong_mappings(certificate: x509.Certificate) -> tuple[str, ...]:
 class CertificateChecker:
     """Vouches for the account that a verified client certificate belongs to.
 
-    The account must not be disabled, expired or locked. An expired password, or one that must be changed, is none of a
-    certificate's business, as it is none of PKINIT's.
+    The account must not be disabled, expired or locked, and this must be one of its logon hours. An expired password,
+    or one that must be changed, is none of a certificate's business, as it is none of PKINIT's.
 
     :param client_map: ``sid``: the SID in the certificate, or where it has none, a strong mapping; ``upn``: the UPN.
     :param default_domain: what a bare authorisation identity belongs to, by the listener's name.
@@ -178,6 +178,10 @@ class CertificateChecker:
             raise UnauthorizedLogin(f"no account for {name} by {self._map}")
         if why := _closed(user.state):
             raise UnauthorizedLogin(f"{why}: {user.name} of {name}")
+        if not user.state_known:
+            # With a password the directory itself has the last word; here there is nobody else to ask.
+            hidden = "userAccountControl, accountExpires or msDS-User-Account-Control-Computed"
+            raise Fault(_UNAVAILABLE, f"whether {user.name} may sign in is hidden from relayd: it cannot read {hidden}")
         if credentials.authorise and not await self._same(credentials, user):
             raise UnauthorizedLogin(f"asks to act as {credentials.authorise[:255]!r}, and is {user.name}")
         return directory_principal(user, "EXTERNAL", "certificate")
@@ -221,7 +225,12 @@ def _verified(credentials: ClientCertificate) -> x509.Certificate:
 
 
 def _closed(state: AccountState) -> str:
-    reasons = {"account disabled": state.disabled, "account expired": state.expired, "account locked": state.locked}
+    reasons = {
+        "account disabled": state.disabled,
+        "account expired": state.expired,
+        "account locked": state.locked,
+        "not at this time of day": state.off_hours,
+    }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 

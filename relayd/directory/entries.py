@@ -33,6 +33,7 @@ USER_ATTRIBUTES: Final = (
     "userAccountControl",
     "accountExpires",
     "pwdLastSet",
+    "logonHours",
     "primaryGroupID",
 )
 #: What a directory computes when it is asked for one entry alone (MS-ADTS 3.1.1.4.5).
@@ -80,10 +81,11 @@ class AccountState:
     locked: bool = False
     must_change: bool = False
     password_expired: bool = False
+    off_hours: bool = False
 
     @property
     def good(self) -> bool:
-        return not (self.disabled or self.expired or self.locked or self.must_change or self.password_expired)
+        return self == AccountState()
 
     def __str__(self) -> str:
         words = {
@@ -92,6 +94,7 @@ class AccountState:
             "locked": self.locked,
             "must change its password": self.must_change,
             "password expired": self.password_expired,
+            "not at this time of day": self.off_hours,
         }
         return ", ".join(word for word, holds in words.items() if holds) or "good"
 
@@ -121,6 +124,8 @@ class User:
     :ivar groups: the same as a policy may spell them: SID, DN, name, ``CORP\\name``.
     :ivar password_set: pwdLastSet as it stands; it changes with each new password.
     :ivar policy: the DN of the fine-grained password policy that holds for the account; empty: the domain's.
+    :ivar state_known: *state* is the whole truth. The account that searches may not read all of it; a global catalog
+        does not hold it.
     """
 
     dn: str
@@ -133,6 +138,7 @@ class User:
     groups: frozenset[str] = frozenset()
     password_set: int = 0
     policy: str = ""
+    state_known: bool = True
 
     @property
     def key(self) -> str:
@@ -164,11 +170,25 @@ def user(entry: Entry, own: Entry, now: float) -> User:
             locked=bool(computed & _LOCKED),
             must_change=password_set == 0,
             password_expired=bool(computed & _PASSWORD_EXPIRED) and password_set != 0,
+            off_hours=not _within(next(iter(entry.raw("logonHours")), b""), now),
         ),
         group_sids=tuple(dict.fromkeys(groups)),
         password_set=password_set,
         policy=own.text("msDS-ResultantPSO"),
+        state_known=bool(
+            entry.raw("userAccountControl")
+            and entry.raw("accountExpires")
+            and own.raw("msDS-User-Account-Control-Computed")
+        ),
     )
+
+
+def _within(hours: bytes, now: float) -> bool:
+    """Whether logonHours allows *now*: 168 bits, the first for Sunday's first hour, UTC (MS-SAMR 2.2.6.5)."""
+    if len(hours) != 21:  # none: every hour
+        return True
+    hour = (int(now // 3600) + 4 * 24) % 168  # 1970 began on a Thursday
+    return bool(hours[hour // 8] >> hour % 8 & 1)
 
 
 def group(entry: Entry) -> Group:

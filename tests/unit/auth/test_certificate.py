@@ -260,6 +260,7 @@ class TestState:
             ("disabled", "account disabled"),
             ("expired", "account expired"),
             ("locked", "account locked"),
+            ("off_hours", "not at this time of day"),
             ("must_change", ""),
             ("password_expired", ""),
         ],
@@ -273,6 +274,10 @@ class TestState:
             assert setting.refused(leaf) == f"{why}: alice of CN=whoever"
         else:
             assert setting.login(leaf).name == "alice"
+
+    def test_one_that_is_hidden_from_relayd_is_no_good_one(self, setting: Setting) -> None:
+        setting.directory.sids[ALICE.sid] = dataclasses.replace(ALICE, state_known=False)
+        assert "hidden" in setting.deferred(setting.ca.leaf("whoever", client=True, sid=ALICE.sid))
 
 
 class TestAuthorisation:

@@ -65,6 +65,32 @@ def test_states(attributes: dict[str, str], computed: str, state: AccountState) 
     assert found.state.good is (state == AccountState())
 
 
+# NOW is Tuesday, 2023-11-14 22:13:20 UTC: hour 70 of the week.
+@pytest.mark.parametrize(
+    ("hours", "off"),
+    [
+        (b"", False),
+        (bytes(21), True),
+        (b"\xff" * 21, False),
+        (bytes(8) + b"\x40" + bytes(12), False),
+        (b"\xff" * 8 + b"\xbf" + b"\xff" * 12, True),
+        (b"\0", False),  # not 168 bits
+    ],
+)
+def test_logon_hours(hours: bytes, off: bool) -> None:
+    one = Entry("CN=a", {"logonhours": (hours,)} if hours else {})
+    assert user(one, entry(), NOW).state == AccountState(off_hours=off)
+
+
+def test_a_state_that_may_not_be_read_is_not_known_to_be_good() -> None:
+    seen = {"userAccountControl": "512", "accountExpires": "0"}
+    own = entry(**{"msDS-User-Account-Control-Computed": "0"})
+    assert user(entry(**seen), own, NOW).state_known
+    for hidden in seen:
+        assert not user(entry(**{name: value for name, value in seen.items() if name != hidden}), own, NOW).state_known
+    assert not user(entry(**seen), entry(), NOW).state_known
+
+
 @pytest.mark.parametrize("name", ["S-1-5-21-1-2-3-512", "s-1-5-32-544", "CN=Admins,DC=corp", "CORP\\Admins", "a=b"])
 def test_a_group_cannot_pass_for_another_by_its_name(name: str) -> None:
     assert group(entry(sAMAccountName=name)).name == ""

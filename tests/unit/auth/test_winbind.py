@@ -237,7 +237,7 @@ class TestHelpers:
         assert setting.begun().challenge == b"challenge"
         assert len(setting.reactor.started) == 2
 
-    def test_an_exchange_abandoned_while_its_answer_is_judged_keeps_the_helper_till_then(
+    def test_an_exchange_abandoned_in_judgement_keeps_the_helper_till_then(
         self, setting: Setting
     ) -> None:
         exchange = setting.begun()

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pyasn1.codec.der import decoder
-from pyasn1.error import PyAsn1Error
 from pyasn1.type import char, namedtype, tag, univ
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
@@ -63,6 +63,15 @@ _TYPES: Final = MappingProxyType(
 )
 _QUOTED: Final = re.compile(r'[,+="\n<>#;]|^\s|\s$')
 
+#: What cryptography says of a certificate whose insides are not as they should be.
+_UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 _UNAVAILABLE: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 
@@ -89,7 +98,7 @@ def certificate_name(certificate: x509.Certificate) -> str:
     """The subject of *certificate*, for the log: one line, and not too long."""
     try:
         name = certificate.subject.rfc4514_string()
-    except ValueError:
+    except _UNREADABLE:
         name = ""
     name = "".join(c if c.isprintable() else "?" for c in name[:200])
     return name or f"certificate {certificate.serial_number:x}"
@@ -194,7 +203,7 @@ class CertificateChecker:
             if sid := certificate_sid(certificate):
                 return await self._directory.find_sid(sid)
             return await self._directory.find_mapping(strong_mappings(certificate))
-        except ValueError as error:
+        except _UNREADABLE as error:
             raise UnauthorizedLogin(f"{certificate_name(certificate)}: cannot be read: {error}") from None
 
     async def _same(self, credentials: ClientCertificate, user: User) -> bool:
@@ -220,7 +229,7 @@ def _verified(credentials: ClientCertificate) -> x509.Certificate:
         raise UnauthorizedLogin((tls.distrust if tls is not None else "") or "no client certificate")
     try:
         return x509.load_der_x509_certificate(tls.certificate)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise UnauthorizedLogin(f"the client certificate cannot be read: {error}") from None
 
 
@@ -237,7 +246,7 @@ def _closed(state: AccountState) -> str:
 def _decoded(octets: bytes, kind: Any) -> Any:
     try:
         value, rest = decoder.decode(octets, asn1Spec=kind)
-    except PyAsn1Error:
+    except Exception:  # pyasn1 has more kinds than PyAsn1Error
         raise ValueError("not the ASN.1 that it should be") from None
     if rest:
         raise ValueError("octets behind the ASN.1")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from relayd.config import integrated
 from relayd.config.faults import shown
@@ -16,6 +17,7 @@ from relayd.settings import Credential, Domain, DomainKind, Listener, OutboundTl
 
 _UNVERIFIED: Final = (OutboundTls.NONE, OutboundTls.MAY, OutboundTls.REQUIRE)
 _SOCKET_NAME: Final = 107  # octets of a unix socket's name (unix(7), sun_path without its NUL)
+_GLOBAL_CATALOG: Final = (3268, 3269)
 _KEYS_OF_KIND: Final = {
     "password": ("user", "password_file"),
     "gssapi": (),
@@ -270,6 +272,12 @@ def _client_certificates(reading: Reading, settings: Settings) -> None:
     if not settings.directory.configured and reading.good("directory.servers", "directory.domain"):
         reading.fault(
             "tls.client_ca", "needs a directory, which knows whose a certificate is; write [directory] and its keys"
+        )
+    if any(urlsplit(server).port in _GLOBAL_CATALOG for server in settings.directory.servers):
+        reading.warn(
+            "tls.client_ca",
+            "a global catalog does not hold whether an account has expired or is locked, and client certificates get "
+            "454 while it is asked; list controllers without port 3268 or 3269 in directory.servers",
         )
     offering = [listener for listener in settings.listeners if listener.tls is not TlsMode.NONE]
     if not offering:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, X509StoreFlags
@@ -51,10 +52,11 @@ _WRONG: Final = MappingProxyType(
         79: "its issuer is no CA",
     }
 )
+_NO_CRL: Final = 3
 # … and with a CRL: whoever keeps the lists is to be told, not the client.
 _CRL_FAULTS: Final = MappingProxyType(
     {
-        3: "client_crl has no list of its issuer",
+        _NO_CRL: "client_crl has no list of its issuer",
         5: "the signature of the list of its issuer cannot be read",
         8: "the signature of the list of its issuer is wrong",
         11: "the list of its issuer in client_crl is not valid yet",
@@ -69,6 +71,8 @@ _CRL_FAULTS: Final = MappingProxyType(
     }
 )
 
+_UNREADABLE: Final = "a certificate that cannot be read"
+
 
 class ClientCertificates:
     """Which client certificates are good.
@@ -76,9 +80,9 @@ class ClientCertificates:
     A CRL file that was replaced is read anew at the next handshake. One that cannot be read then leaves the lists in
     force that were read before; they expire, and a certificate that nobody can judge is nobody's fault but ours.
 
-    :param ca: PEM: trust anchors. An intermediate CA among them is one too, without its root.
+    :param ca: PEM: trust anchors. An intermediate CA is one where its issuer is not among them.
     :param crl: PEM, with one list or several, or DER with one; then each certificate of a chain needs the list of its
-        issuer. None: revocation is not checked.
+        issuer, but for the anchor. None: revocation is not checked.
     :raises ValueError: a file cannot be read, or holds none. The text names it.
     """
 
@@ -87,11 +91,14 @@ class ClientCertificates:
         self._crl = crl
         self._fault = ""
         try:
-            x509.load_pem_x509_certificates(ca.read_bytes())
+            anchors = x509.load_pem_x509_certificates(ca.read_bytes())
         except OSError as error:
             raise ValueError(f"{ca}: {error.strerror or error}") from None
         except ValueError as error:
             raise ValueError(f"{ca}: no usable certificate: {error}") from None
+        subjects = {anchor.subject for anchor in anchors}
+        orphans = [anchor for anchor in anchors if anchor.issuer not in subjects]
+        self._orphans = frozenset(orphan.fingerprint(SHA256()) for orphan in orphans)
         self._stamp: tuple[int, int, int] | None = None
         self._lists: list[x509.CertificateRevocationList] = []
         if crl is not None:
@@ -103,7 +110,7 @@ class ClientCertificates:
         store = context.get_cert_store()
         assert store is not None
         self._store = store
-        flags = X509StoreFlags.PARTIAL_CHAIN
+        flags = X509StoreFlags.PARTIAL_CHAIN if self._orphans else 0
         if self._crl is not None:
             flags |= X509StoreFlags.CRL_CHECK | X509StoreFlags.CRL_CHECK_ALL
         store.set_flags(flags)
@@ -117,7 +124,7 @@ class ClientCertificates:
         """For the next handshake."""
         if self._crl is not None:
             self._refresh(self._crl)
-        return Judgement(self._fault)
+        return Judgement(self._orphans, self._fault)
 
     def _refresh(self, crl: File) -> None:
         try:
@@ -139,9 +146,10 @@ class Judgement:
     nothing.
     """
 
-    __slots__ = ("_crl_fault", "_distrust", "_undecided", "_verified")
+    __slots__ = ("_crl_fault", "_distrust", "_orphans", "_undecided", "_verified")
 
-    def __init__(self, crl_fault: str = "") -> None:
+    def __init__(self, orphans: frozenset[bytes], crl_fault: str) -> None:
+        self._orphans = orphans
         self._crl_fault = f" ({crl_fault})" if crl_fault else ""
         self._verified = False
         self._distrust = ""
@@ -156,6 +164,8 @@ class Judgement:
         if not error:
             self._verified = depth == 0
             return
+        if error == _NO_CRL and depth and _fingerprint(certificate) in self._orphans:
+            return  # OpenSSL wants a list for an anchor too
         whose = f"{_name(certificate)}: " if depth else ""
         if (text := _CRL_FAULTS.get(error)) is None:
             self._distrust = self._distrust or whose + _WRONG.get(error, f"X.509 error {error}")
@@ -171,14 +181,24 @@ class Judgement:
             return replace(tls, distrust=f"{_name(shown)}: {self._distrust}")
         if self._undecided:
             return replace(tls, undecided=f"{_name(shown)}: {self._undecided}")
-        return replace(tls, certificate=shown.to_cryptography().public_bytes(Encoding.DER))
+        try:
+            return replace(tls, certificate=shown.to_cryptography().public_bytes(Encoding.DER))
+        except Exception:  # cryptography has more kinds than it documents
+            return replace(tls, distrust=_UNREADABLE)
 
 
 def _name(certificate: X509) -> str:
     try:
         return certificate_name(certificate.to_cryptography())
-    except ValueError:
-        return "a certificate that cannot be read"
+    except Exception:  # cryptography has more kinds than it documents
+        return _UNREADABLE
+
+
+def _fingerprint(certificate: X509) -> bytes:
+    try:
+        return certificate.to_cryptography().fingerprint(SHA256())
+    except Exception:  # as above
+        return b""
 
 
 def _stamp(file: File) -> tuple[int, int, int]:

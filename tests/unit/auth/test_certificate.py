@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.cred.error import UnauthorizedLogin
 
 from relayd.auth.certificate import (
@@ -156,6 +159,24 @@ class TestSid:
     def test_no_sid(self, setting: Setting, sid: str) -> None:
         assert "cannot be read" in setting.refused(setting.ca.leaf("alice", client=True, sid=sid))
         assert not setting.directory.asked
+
+
+@given(st.binary(max_size=64))
+def test_any_octets_are_a_sid_or_a_value_error(octets: bytes) -> None:
+    certificate = _Extended(octets)
+    with suppress(ValueError):
+        assert certificate_sid(certificate).startswith("S-1-")  # type: ignore[arg-type]
+    with suppress(ValueError):
+        assert isinstance(certificate_upn(certificate), str)  # type: ignore[arg-type]
+
+
+class _Extended:
+    """A certificate with the same octets wherever they are read."""
+
+    def __init__(self, octets: bytes) -> None:
+        name = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), octets)
+        extensions = [x509.UnrecognizedExtension(SECURITY, octets), x509.SubjectAlternativeName([name])]
+        self.extensions = x509.Extensions([x509.Extension(one.oid, False, one) for one in extensions])
 
 
 class TestMappings:

@@ -63,6 +63,13 @@ def test_no_listener_that_could_ask(config: Load, ca: LabCA) -> None:
     assert told(config(text)) == [(2, "tls.client_ca", "has no effect: no listener offers TLS")]
 
 
+def test_a_global_catalog_knows_too_little(config: Load, ca: LabCA) -> None:
+    text = f'[tls]\nclient_ca = "ca.pem"\n{DIRECTORY}servers = ["ldaps://dc1.corp.example:3269"]\n'
+    ((line, key, said),) = told(config(text))
+    assert (line, key) == (2, "tls.client_ca")
+    assert "global catalog" in said
+
+
 @pytest.mark.parametrize("where", ["tls", "listener"])
 def test_old_tls(config: Load, ca: LabCA, where: str) -> None:
     old = 'minimum = "1.1"\n'

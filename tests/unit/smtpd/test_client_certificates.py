@@ -211,6 +211,22 @@ class TestRevocation:
         server = setting.tls(crl=together(tmp_path / "both.crl", both))
         assert_good(setting.judged(server, setting.below), setting.below)
 
+    def test_an_anchor_needs_no_list(self, setting: Setting) -> None:
+        server = setting.tls(ca=setting.issuing.path, crl=setting.issuing.crl(filename="anchor.crl"))
+        assert_good(setting.judged(server, setting.below), setting.below)
+        server = setting.tls(ca=setting.issuing.path, crl=setting.issuing.crl(setting.below, filename="anchor.crl"))
+        assert_bad(setting.judged(server, setting.below), "CN=alice: it is revoked")
+
+    def test_what_is_below_an_anchor_does(self, setting: Setting) -> None:
+        server = setting.tls(ca=setting.issuing.path, crl=setting.root.crl(filename="above.crl"))
+        assert setting.judged(server, setting.below).undecided
+
+    def test_with_its_root_beside_it_an_intermediate_can_be_revoked(self, setting: Setting, tmp_path: Path) -> None:
+        both = [setting.root.crl(setting.issuing, filename="r3.crl"), setting.issuing.crl(filename="i3.crl")]
+        anchors = together(tmp_path / "anchors.pem", [setting.issuing.path, setting.root.path])
+        server = setting.tls(ca=anchors, crl=together(tmp_path / "both.crl", both))
+        assert_bad(setting.judged(server, setting.below), "CN=alice: CN=client issuing: it is revoked")
+
     def test_a_revoked_intermediate(self, setting: Setting, tmp_path: Path) -> None:
         both = [setting.root.crl(setting.issuing, filename="r2.crl"), setting.issuing.crl(filename="i2.crl")]
         server = setting.tls(crl=together(tmp_path / "both.crl", both))
@@ -241,6 +257,12 @@ class TestRenewal:
         assert_good(setting.judged(server, setting.good), setting.good)
         self.replaced(file, setting.root.crl(setting.good, filename="next.crl", number=2))
         assert_bad(setting.judged(server, setting.good), "CN=alice: it is revoked")
+
+    def test_the_same_again(self, setting: Setting) -> None:
+        file = setting.root.crl(filename="same.crl")
+        server = setting.tls(crl=file)
+        self.replaced(file, together(setting.root.directory / "copy.crl", [file]))
+        assert_good(setting.judged(server, setting.good), setting.good)
 
     def test_expired_and_renewed(self, setting: Setting) -> None:
         file = setting.root.crl(filename="late.crl", days=-1)

@@ -283,5 +283,6 @@ def _added(credential: bytes, seconds: int) -> bytes:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    known = isinstance(error, (ChannelFault, OSError)) or type(error).__module__.startswith("relayd.")
-    return text if text and known else f"{type(error).__name__} {text}".strip()
+    if isinstance(error, OSError) or type(error).__module__.startswith("relayd."):
+        return text or type(error).__name__
+    return f"an answer that is none ({type(error).__name__}: {text})"

@@ -166,14 +166,21 @@ class Netlogon:
             if self._closed:
                 raise Unavailable("netlogon: closed", spent.asked)
             if self._channel is None:
-                hosts = await self._controllers.hosts()
+                hosts = await self._hosts(spent)
             domain = await self._domain()
             try:
                 return await self._pool.run(self._use, hosts, domain, work, deadline, spent)
             except _HostsWanted:
-                hosts = await self._controllers.hosts()
+                hosts = await self._hosts(spent)
             except (MachineFault, CannotTell) as fault:
                 raise Unavailable(f"netlogon: {fault}", spent.asked) from None
+
+    async def _hosts(self, spent: _Spent) -> Hosts:
+        try:
+            return await self._controllers.hosts()
+        except Unavailable as fault:
+            fault.asked += spent.asked
+            raise
 
     async def _domain(self) -> str:
         s = self._controllers.settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -375,6 +377,38 @@ class TestOpening:
         with pytest.raises(ChannelFault) as caught:
             SecureChannel("dc1", proxy.address, MACHINE, time.monotonic() + SHORT)
         assert caught.value.timed_out
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_at_random(proxy: RpcProxy, seed: int) -> None:
+    """One answer of the whole conversation is spoilt: the verdict is the right one, or there is none."""
+    chosen = random.Random(seed)
+    spoilt = chosen.randrange(7)  # endpoint mapper and its bind, bind, two calls, sealed bind, confirmation
+    answers: list[bytes] = []
+
+    def spoil(pdu: bytes) -> Iterable[bytes]:
+        answers.append(pdu)
+        octets = bytearray(pdu)
+        if len(answers) - 1 == spoilt:
+            for _ in range(chosen.choice((1, 2, 4, 30))):
+                at = chosen.randrange(len(octets) - 4)
+                octets[at : at + 4] = chosen.choice(
+                    (
+                        bytes(4),
+                        b"\xff" * 4,
+                        b"\xff\xff\xff\x7f",
+                        bytes([chosen.randrange(256)]) + octets[at + 1 : at + 4],
+                    )
+                )
+        return (bytes(octets),)
+
+    proxy.answers = spoil
+    try:
+        channel = SecureChannel("dc1", proxy.address, MACHINE, time.monotonic() + SHORT)
+    except (ChannelFault, MachineFault):
+        return
+    with contextlib.closing(channel), contextlib.suppress(ChannelFault):
+        assert channel.logon(ALICE, time.monotonic() + SHORT).name == "alice"
 
 
 class TestToken:

@@ -341,6 +341,16 @@ class TestFailover:
             clock.result(ask(netlogon))
         assert "DNS is broken" in clock.result(netlogon.check())
 
+    def test_what_was_asked_counts_though_nobody_knows_another_one(
+        self, forest: FakeForest, clock: ThreadedClock, netlogon: Netlogon
+    ) -> None:
+        clock.result(ask(netlogon))
+        forest.broken = True
+        forest.dc1.answering = [lost()]
+        with pytest.raises(Unavailable, match="DNS is broken") as caught:
+            clock.result(ask(netlogon))
+        assert caught.value.asked == 1
+
     def test_an_open_channel_needs_nobody_who_knows(
         self, forest: FakeForest, clock: ThreadedClock, netlogon: Netlogon
     ) -> None:
@@ -468,9 +478,7 @@ class TestWithoutImpacket:
     def test_it_is_said_what_is_missing(self) -> None:
         assert netlogon_missing() == "Netlogon needs the extra relayd[netlogon] (impacket)"
 
-    def test_asked_all_the_same_it_is_our_fault(
-        self, forest: FakeForest, clock: ThreadedClock, secret: Path, events: list[Event]
-    ) -> None:
+    def test_asked_all_the_same_it_is_our_fault(self, forest: FakeForest, clock: ThreadedClock, secret: Path) -> None:
         values = settings.Ntlm(computer="RELAY01$", secret_file=secret)
         netlogon = Netlogon(forest, values, clock, Events(), clock=clock.seconds)
         with pytest.raises(Unavailable, match="impacket"):

@@ -18,7 +18,6 @@ from pathlib import Path as File
 from typing import Any, NoReturn
 
 from twisted.application.service import IServiceCollection, MultiService
-from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
@@ -30,16 +29,7 @@ from twisted.python.failure import Failure
 from twisted.python.util import switchUID
 
 from relayd import __version__
-from relayd.auth import (
-    AccountLockout,
-    AccountsChecker,
-    AccountsFile,
-    AnonymousChecker,
-    FailureCount,
-    LdapChecker,
-    PasswordChecker,
-    account_of,
-)
+from relayd.auth import Sources, account_of
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document
 from relayd.delivery import Scheduler
@@ -47,18 +37,23 @@ from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
-from relayd.model import Fault, Reply
+from relayd.model import Fault
 from relayd.policy import Policy, open_relay
 from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
-from relayd.settings import Settings
-from relayd.smtpd import MECHANISMS, Listening, VirtualServer, rehearse
+from relayd.settings import Listener, Settings
+from relayd.smtpd import (
+    MECHANISMS,
+    External,
+    Listening,
+    MechanismFactory,
+    VirtualServer,
+    integrated_mechanisms,
+    rehearse,
+)
 from relayd.systemd import notify
 from relayd.threads import BoundedPool
-
-#: Failures of one account from one client before its passwords are no longer looked at, where no directory has a say.
-FAILURES, FAILURE_WINDOW = 10, 900.0
 
 
 class Options(usage.Options):
@@ -195,20 +190,13 @@ class RelayService(MultiService):
         self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
         self.scheduler = Scheduler(settings, self.policy.domains, self.store, self.events, self.resolver, reactor)
-        self._passwords = BoundedPool(
-            "passwords",
-            reactor,
-            threads=2,
-            waiting=100,
-            full=Reply.of(454, "4.7.0", "Too many authentications at once, please try again later"),
-        )
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
         self.directory = (
-            Directory(settings.directory, self.resolver, reactor, self.events)
+            Directory(settings.directory, self.resolver, reactor, self.events, keytab=settings.kerberos.keytab)
             if settings.directory.configured
             else None
         )
-        self.lockout = AccountLockout(time.monotonic)
+        self.sources = Sources(settings, self.directory, reactor, self.events)
         self.listening: list[Listening] = []
 
     # ---- twistd's order: setServiceParent, privilegedStartService, startService, stopService -----------------
@@ -239,11 +227,12 @@ class RelayService(MultiService):
             self.events.emit(Notice(text=fault.text, key=fault.key, line=fault.line))
         user = pwd.getpwnam(settings.server.user) if settings.server.user and os.geteuid() == 0 else None
         _prepare(settings, user)
-        passwords = self._password_checker()
-        if passwords is None and any(entry.authentication.basic for entry in settings.listeners):
+        sources = self.sources
+        sources.open()
+        if not sources.passwords and any(entry.authentication.basic for entry in settings.listeners):
             text = "is off: there is no accounts file and no directory"
             self.events.emit(Notice(text=text, key="authentication.basic"))
-        portal = self._portal(passwords)
+        portal = self._portal()
         for listener in settings.listeners:
             server = VirtualServer(
                 hostname=settings.server.hostname,
@@ -253,14 +242,15 @@ class RelayService(MultiService):
                 events=self.events,
                 reactor=self._reactor,
                 resolver=self._client_names,
-                mechanisms=MECHANISMS if passwords is not None else {},
+                mechanisms=self._mechanisms(listener),
             )
             self.listening.append(Listening(server, settings.server.state / "tls"))
         for entry in self.listening:
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        _insist_on_reading(settings.directory.bind_password_file)
+        for secret in (settings.directory.bind_password_file, settings.kerberos.keytab, settings.ntlm.secret_file):
+            _insist_on_reading(secret)
         if settings.accounts.file is not None and settings.accounts.file.exists():
             _insist_on_reading(settings.accounts.file)
 
@@ -297,10 +287,10 @@ class RelayService(MultiService):
         if self.scheduler.running:
             await self.scheduler.stopService()
         await self.store.close()
+        await self.sources.close()
         if self.directory is not None:
             await self.directory.close()
         await gatherResults([self.resolver.close(), self._client_names.close()])
-        self._passwords.stop()
         self._files.stop()
         if self._log is not None:
             self._log.flush()
@@ -310,33 +300,25 @@ class RelayService(MultiService):
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
-    def _portal(self, passwords: ICredentialsChecker | None) -> Portal:
+    def _portal(self) -> Portal:
         recipients = self.directory if self.settings.directory.verify_recipients else None
         realm = RelayRealm(
             self.settings, lambda: self.policy, self.store, self.scheduler, self.events, recipients=recipients
         )
-        portal = Portal(realm, [AnonymousChecker()])
-        if passwords is not None:
-            portal.registerChecker(passwords)
-        return portal
+        return Portal(realm, self.sources.checkers)
 
-    def _password_checker(self) -> ICredentialsChecker | None:
-        """Who checks names and passwords: the accounts file, the directory, or both."""
-        settings, lockout = self.settings, self.settings.authentication.lockout
-        local = ldap = None
-        if (file := settings.accounts.file) is not None:
-            limit, window = (FAILURES, FAILURE_WINDOW) if lockout.auto else (lockout.failures, lockout.seconds)
-            failures = FailureCount(limit, window, self._reactor.seconds)
-            accounts = AccountsFile(file)
-            local = AccountsChecker(accounts, self._passwords, failures, self._reactor.seconds)
+    def _mechanisms(self, listener: Listener) -> dict[str, MechanismFactory]:
+        """What AUTH can be answered with; what is offered is the policy's to say."""
+        sources, authentication = self.sources, listener.authentication
+        ntlm = sources.ntlm if authentication.ntlm else None
+        mechanisms = dict(
+            integrated_mechanisms(sources.kerberos, ntlm, sources.pool.run, authentication.channel_binding)
+        )
+        if sources.passwords:
+            mechanisms.update(MECHANISMS)
         if self.directory is not None:
-            domains = {entry.name: entry.authentication.default_domain for entry in settings.listeners}
-            ldap = LdapChecker(
-                self.directory, self.lockout, lockout, domains.__getitem__, settings.directory.cache, time.monotonic
-            )
-        if local is not None and ldap is not None:
-            return PasswordChecker(accounts, local, ldap)
-        return local or ldap
+            mechanisms["EXTERNAL"] = External
+        return mechanisms
 
     def _open_log(self) -> None:
         settings = self.settings.log

@@ -16,6 +16,7 @@ from relayd.auth.directory import LdapChecker, PasswordChecker, directory_princi
 from relayd.auth.initiator import PasswordInitiator, account_of
 from relayd.auth.lockout import AccountLockout, FailureCount, Limits, client_key
 from relayd.auth.membership import Membership
+from relayd.auth.sources import Sources
 from relayd.auth.ticket import KerberosChecker
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Password",
     "PasswordChecker",
     "PasswordInitiator",
+    "Sources",
     "account_of",
     "client_key",
     "directory_principal",

@@ -78,6 +78,9 @@ class PasswordInitiator:
         import spnego
         from spnego.channel_bindings import GssChannelBindings
 
+        wanted = spnego.ContextReq.mutual_auth
+        if self._mechanism == "GSSAPI":  # to wrap the answer of RFC 4752; in GSS-SPNEGO it would ask for a layer
+            wanted |= spnego.ContextReq.integrity
         return spnego.client(
             self._user,
             self._password,
@@ -85,7 +88,7 @@ class PasswordInitiator:
             service="smtp",
             channel_bindings=GssChannelBindings(application_data=self._binding) if self._binding else None,
             protocol=_PROTOCOLS[self._mechanism],
-            context_req=spnego.ContextReq.mutual_auth | spnego.ContextReq.integrity,
+            context_req=wanted,
         )
 
 

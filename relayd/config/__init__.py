@@ -6,8 +6,9 @@
 """
 
 from relayd.config.faults import ConfigFault, ConfigFaults
+from relayd.config.integrated import system_keytab
 from relayd.config.loading import Loaded, load
 from relayd.config.location import default_file
 from relayd.config.readers import duration, size
 
-__all__ = ["ConfigFault", "ConfigFaults", "Loaded", "default_file", "duration", "load", "size"]
+__all__ = ["ConfigFault", "ConfigFaults", "Loaded", "default_file", "duration", "load", "size", "system_keytab"]

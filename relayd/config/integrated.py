@@ -13,7 +13,7 @@ from typing import Final
 
 from relayd.config.reading import Reading
 
-__all__ = ["settle"]
+__all__ = ["settle", "system_keytab"]
 
 #: Where MIT Kerberos keeps the host's keys, unless its own configuration says otherwise.
 SYSTEM_KEYTAB = File("/etc/krb5.keytab")
@@ -22,6 +22,11 @@ WINBIND_PIPES = (File("/run/samba/winbindd/pipe"), File("/var/lib/samba/winbindd
 
 _KERBEROS: Final = "authentication.integrated"
 _NTLM: Final = "authentication.ntlm"
+
+
+def system_keytab() -> bool:
+    """Whether this host has keys of its own."""
+    return _exists(SYSTEM_KEYTAB)
 
 
 def settle(reading: Reading) -> None:
@@ -44,7 +49,7 @@ def settle(reading: Reading) -> None:
 def _no_kerberos(reading: Reading) -> str:
     """Why there is no Kerberos; empty: there is."""
     written = reading.written.get("kerberos.keytab")
-    if not written and not SYSTEM_KEYTAB.exists():
+    if not written and not system_keytab():
         return "there is no keytab (`relayctl join` makes one)"
     if importlib.util.find_spec("gssapi") is None:
         return "Kerberos needs the extra relayd[kerberos]"

@@ -1,5 +1,7 @@
 """Inbound: SMTP sessions, the SASL acceptor, TLS, and the listeners they come in by."""
 
+from relayd.smtpd.external import External
+from relayd.smtpd.integrated import integrated_mechanisms
 from relayd.smtpd.listeners import Listening, SessionFactory
 from relayd.smtpd.rehearsal import Rehearsal, rehearse
 from relayd.smtpd.sasl import MECHANISMS, Challenge, Done, Mechanism, MechanismFactory
@@ -11,6 +13,7 @@ __all__ = [
     "MECHANISMS",
     "Challenge",
     "Done",
+    "External",
     "Listening",
     "Mechanism",
     "MechanismFactory",
@@ -19,6 +22,7 @@ __all__ = [
     "ServerTls",
     "SessionFactory",
     "VirtualServer",
+    "integrated_mechanisms",
     "rehearse",
     "self_signed",
     "server_tls",

@@ -82,16 +82,20 @@ async def _play(
 ) -> Principal:
     acceptor = server.mechanisms[mechanism](client)
     challenge = b""
-    for _ in range(STEPS):
-        answer = acceptor.step(await run(initiator.step, challenge))
-        step = await answer if isinstance(answer, Deferred) else answer
-        if isinstance(step, Challenge):
-            challenge = step.octets
-            continue
-        mind = _Mind(session_id(), client)
-        _, avatar, logout = await server.portal.login(step.credentials, mind, IMessageDelivery)
-        logout()
-        principal = getattr(avatar, "principal", None)
-        assert isinstance(principal, Principal)
-        return principal
+    try:
+        for _ in range(STEPS):
+            answer = acceptor.step(await run(initiator.step, challenge))
+            step = await answer if isinstance(answer, Deferred) else answer
+            if isinstance(step, Challenge):
+                challenge = step.octets
+                continue
+            mind = _Mind(session_id(), client)
+            _, avatar, logout = await server.portal.login(step.credentials, mind, IMessageDelivery)
+            logout()
+            principal = getattr(avatar, "principal", None)
+            assert isinstance(principal, Principal)
+            return principal
+    finally:
+        if (close := getattr(acceptor, "close", None)) is not None:
+            close()
     raise Fault(replies.MALFORMED_RESPONSE, "the exchange has no end")

@@ -11,10 +11,9 @@ import secrets
 import ssl
 import string
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import Final
 
@@ -108,14 +107,16 @@ class Joined:
 class Administrator:
     """Whoever signs in, and to which controller.
 
-    :ivar name: as a bind takes it; empty: the computer itself, by the password in its file.
+    :ivar name: as a bind takes it.
+    :ivar itself: it is the computer, which may change its password and no more.
     """
 
     controller: Controller
     address: IPAddress
     context: ssl.SSLContext
     name: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
+    itself: bool = False
 
     def open(self) -> Changing:
         """A connection that is signed in.
@@ -158,6 +159,7 @@ class Joining:
         self._say = say
         self._undo: list[tuple[str, Callable[[], None]]] = []
         self._connection: Changing | None = None
+        self._aes_refused = False
 
     def run(self) -> Joined:
         """Does it.
@@ -174,7 +176,8 @@ class Joining:
                 existing = self._existing()
                 done = self._rotated(existing, old) if self.plan.rotate and existing else self._made(existing, old)
         except NotAllowed as refused:
-            raise JoinRefused(f"{refused}; {_ORDINARY}" if refused.access else str(refused)) from None
+            hint = f"; {_ORDINARY}" if refused.access and not self.plan.rotate else ""
+            raise JoinRefused(f"{refused}{hint}") from None
         except (ControllerFault, KdcFault, KeytabError, OSError) as failed:
             raise JoinFailed(str(failed)) from None
         finally:
@@ -304,7 +307,7 @@ class Joining:
                     return
         finally:
             itself.close()
-        self._say(f"{dn}: msDS-SupportedEncryptionTypes stays unset; let an administrator set it to {AES_ENCRYPTION}")
+        self._aes_refused = True
 
     def _take_over(self, existing: Account, password: str) -> str:
         plan, dn = self.plan, existing.dn
@@ -344,10 +347,13 @@ class Joining:
         self._undo.append((str(plan.keytab), lambda: self._restore(before)))
         keytab.write(plan.keytab, keytab.merge(old, foreseen), plan.owner)
         self._write_next(password)
-        if self._administrator.name.casefold() == dn.casefold():
-            change = lambda: self._live.change_password(dn, self._administrator.password, password)  # noqa: E731
-        else:
-            change = lambda: self._live.replace(dn, {"unicodePwd": [password_octets(password)]})  # noqa: E731
+
+        def change() -> None:
+            if self._administrator.itself:
+                self._live.change_password(dn, self._administrator.password, password)
+            else:
+                self._live.replace(dn, {"unicodePwd": [password_octets(password)]})
+
         self._settled(change, dn, password)
         # From here on the new password is the only one: nothing is taken back, whatever fails.
         self._undo.clear()
@@ -387,10 +393,19 @@ class Joining:
 
     def _keys(self, password: str, account: Account, names: tuple[str, ...], kvno: int = 0) -> tuple[Key, ...]:
         salt = self._kdc.salt(names[0])
-        return keytab.derive(password.encode(), salt, names, kvno or account.kvno, time.time())
+        return keytab.derive(password.encode(), salt, names, kvno or account.kvno)
 
     def _check(self, file: File, names: tuple[str, ...]) -> None:
-        self._kdc.check(file, names[0], names[1:])
+        try:
+            self._kdc.check(file, names[0], names[1:])
+        except KdcFault as fault:
+            if not self._aes_refused:
+                raise
+            # Without it a domain's default may be RC4.
+            raise JoinRefused(
+                f"{fault}; this user may not set msDS-SupportedEncryptionTypes to {AES_ENCRYPTION}: sign in as an "
+                f"administrator, or have one make {self.plan.account} with it, and join with --reuse"
+            ) from None
         self._say(f"{self.plan.keytab}: {len(names)} principals, verified with the KDC at {self._kdc.address}")
 
     def _joined(self, account: Account, names: tuple[str, ...], made: bool) -> Joined:

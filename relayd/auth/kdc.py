@@ -115,7 +115,7 @@ class Kdc:
         kerberos = gssapi.MechType.kerberos
         name = gssapi.Name(account, gssapi.NameType.kerberos_principal)
         target = gssapi.Name(service, gssapi.NameType.kerberos_principal)
-        store: _Store = {"client_keytab": f"FILE:{keytab}", "ccache": "MEMORY:relayd-check"}
+        store: _Store = {"client_keytab": f"FILE:{keytab}", "ccache": os.environ["KRB5CCNAME"]}
         try:
             client = gssapi.Credentials(name=name, usage="initiate", mechs=[kerberos], store=store)
             initiator = gssapi.SecurityContext(name=target, creds=client, usage="initiate", mech=kerberos)
@@ -125,7 +125,8 @@ class Kdc:
         try:
             server_store: _Store = {"keytab": f"FILE:{keytab}", "rcache": "none:"}
             server = gssapi.Credentials(usage="accept", mechs=[kerberos], store=server_store)
-            gssapi.SecurityContext(creds=server, usage="accept").step(token)
+            # Not SecurityContext.step, which puts an error off when there is a token to tell the client of it.
+            gssapi.raw.accept_sec_context(token, server)
         except GSSError as error:
             raise KdcFault(f"the new keytab does not open a ticket for {service}: {_reason(error)}") from None
 
@@ -136,7 +137,7 @@ class Kdc:
             file = File(folder) / "krb5.conf"
             address = f"[{self.address}]" if self.address.version == 6 else str(self.address)
             file.write_text(_CONFIGURATION.format(realm=self.realm, address=address, port=self.port))
-            wanted = {"KRB5_CONFIG": str(file), "KRB5CCNAME": "MEMORY:relayd-check"}
+            wanted = {"KRB5_CONFIG": str(file), "KRB5CCNAME": f"FILE:{folder}/tickets"}
             before = {name: os.environ.get(name) for name in wanted}
             os.environ.update(wanted)
             try:

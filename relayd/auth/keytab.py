@@ -17,8 +17,8 @@ __all__ = ["AES", "Key", "KeytabError", "Owner", "derive", "encryption_name", "m
 
 #: AES256 and AES128 with SHA-1 (RFC 3962 7), the strongest first.
 AES: Final = (18, 17)
-#: How long a key is kept after a newer one but one came, in seconds: no ticket is renewed for longer (AD's default).
-KEEP_OLD: Final = 7 * 86400
+#: Versions that are kept beside the newest: there are tickets for them until these end, hours later.
+OLD_VERSIONS: Final = 4
 
 #: User id and group id of a file.
 Owner = tuple[int, int]
@@ -37,14 +37,12 @@ class Key:
     :ivar principal: ``smtp/relay.corp.example@CORP.EXAMPLE``.
     :ivar kvno: the version of the account's password that it comes from.
     :ivar enctype: RFC 3961 8's number.
-    :ivar written: when it came into a keytab, in seconds since the epoch.
     """
 
     principal: str
     kvno: int
     enctype: int
     secret: bytes = field(repr=False)
-    written: int = 0
 
 
 def missing() -> str:
@@ -60,7 +58,7 @@ def encryption_name(enctype: int) -> str:
     return _NAMES.get(enctype, f"encryption type {enctype}")
 
 
-def derive(password: bytes, salt: bytes, principals: Iterable[str], kvno: int, now: float) -> tuple[Key, ...]:
+def derive(password: bytes, salt: bytes, principals: Iterable[str], kvno: int) -> tuple[Key, ...]:
     """The keys that a password makes, for each of the principals of one account (RFC 3962 4).
 
     :param salt: as the KDC has it; all principals of an account share the account's own.
@@ -69,25 +67,20 @@ def derive(password: bytes, salt: bytes, principals: Iterable[str], kvno: int, n
 
     context = krb5.init_context()
     secrets = [(enctype, bytes(krb5.c_string_to_key(context, enctype, password, salt).data)) for enctype in AES]
-    return tuple(Key(name, kvno, enctype, secret, int(now)) for name in principals for enctype, secret in secrets)
+    return tuple(Key(name, kvno, enctype, secret) for name in principals for enctype, secret in secrets)
 
 
 def merge(old: Iterable[Key], new: Sequence[Key], *, own: Collection[str] = (), fresh: bool = False) -> tuple[Key, ...]:
-    """What a keytab holds after its account got *new* keys: those, the version before them, and what is others'.
-
-    Keys that are older still stay while tickets for them may be about.
+    """What a keytab holds after its account got *new* keys: those, the versions before them, and what is others'.
 
     :param own: principals of the account besides those of *new*.
     :param fresh: the account is a new one, so older keys of its principals belong to none.
     """
     ours = {key.principal for key in new} | set(own)
     kvno = max(key.kvno for key in new)
-    now = max(key.written for key in new)
 
     def stays(key: Key) -> bool:
-        if key.principal not in ours:
-            return True
-        return not fresh and key.kvno < kvno and (key.kvno >= kvno - 1 or key.written > now - KEEP_OLD)
+        return key.principal not in ours or (not fresh and kvno - OLD_VERSIONS <= key.kvno < kvno)
 
     return (*filter(stays, old), *new)
 
@@ -103,7 +96,7 @@ def read(file: File | None) -> tuple[Key, ...]:
     try:
         context = krb5.init_context()
         keytab = krb5.kt_resolve(context, f"FILE:{file}".encode()) if file is not None else krb5.kt_default(context)
-        return tuple(Key(str(e.principal), e.kvno, e.key.enctype, bytes(e.key.data), e.timestamp) for e in keytab)
+        return tuple(Key(str(e.principal), e.kvno, e.key.enctype, bytes(e.key.data)) for e in keytab)
     except (krb5.Krb5Error, UnicodeDecodeError) as error:
         raise KeytabError(f"{name}: {error}") from None
 
@@ -125,7 +118,7 @@ def write(file: File, keys: Iterable[Key], owner: Owner | None = None) -> None:
             for key in keys:
                 principal = krb5.parse_name_flags(context, key.principal.encode())
                 block = krb5.init_keyblock(context, key.enctype, key.secret)
-                krb5.kt_add_entry(context, keytab, principal, key.kvno, key.written, block)
+                krb5.kt_add_entry(context, keytab, principal, key.kvno, 0, block)
             put(made, file, owner)
     except krb5.Krb5Error as error:
         raise KeytabError(f"{file}: {error}") from None

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -95,9 +96,7 @@ def join(
         controllers = resolved(settings, partial(locate, settings.directory))
         administrator, domain = _reached(settings, controllers)
         name, password = _itself(plan, domain, administrator) if itself else (_bind_name(user, domain), password)
-        administrator = Administrator(
-            administrator.controller, administrator.address, administrator.context, name, password
-        )
+        administrator = replace(administrator, name=name, password=password, itself=itself)
         kdc = Kdc(domain.dns.upper(), administrator.address)
         joined = Joining(plan, domain, administrator, kdc, say).run()
     except JoinRefused as refused:
@@ -197,13 +196,14 @@ def _bind_name(user: str, domain: Domain) -> str:
 
 
 def _itself(plan: Plan, domain: Domain, administrator: Administrator) -> tuple[str, str]:
-    """The computer's own name and password; the next one, where an earlier run ended before it was done.
+    """The computer's own name and password; the next one, where an earlier run ended before it was done. That one is
+    tried first: the one before it goes on to sign in for an hour, and changes nothing any more.
 
     :raises JoinRefused: there is none, or it is refused.
     """
     name = f"{plan.account}@{domain.dns}"
     passwords = []
-    for file in (plan.secret, plan.next_secret):
+    for file in (plan.next_secret, plan.secret):
         try:
             passwords.append(file.read_text("utf-8").strip("\r\n"))
         except FileNotFoundError:

@@ -160,8 +160,11 @@ class Changing(Connection):
         self._change(f"cannot add {dn}", lambda: self._ldap.add(dn, attributes=dict(attributes)))
 
     def replace(self, dn: str, attributes: Mapping[str, Iterable[Any]]) -> None:
-        """Replaces the values of attributes; no values remove one. Raises as :meth:`add`."""
-        changes = {name: [(ldap3.MODIFY_REPLACE, list(values))] for name, values in attributes.items()}
+        """Replaces the values of attributes; no values remove one that is there. Raises as :meth:`add`."""
+        changes = {
+            name: [(ldap3.MODIFY_REPLACE if (new := list(values)) else ldap3.MODIFY_DELETE, new)]
+            for name, values in attributes.items()
+        }
         self._change(f"cannot write {', '.join(attributes)} of {dn}", lambda: self._ldap.modify(dn, changes))
 
     def change_password(self, dn: str, old: str, new: str) -> None:

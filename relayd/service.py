@@ -31,7 +31,7 @@ from twisted.python.util import switchUID
 from relayd import __version__
 from relayd.auth import Sources, account_of
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
-from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document
+from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
 from relayd.delivery import Scheduler
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory
@@ -249,8 +249,13 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        for secret in (settings.directory.bind_password_file, settings.kerberos.keytab, settings.ntlm.secret_file):
-            _insist_on_reading(secret)
+        for file in (
+            settings.directory.bind_password_file,
+            settings.kerberos.keytab,
+            settings.ntlm.secret_file,
+            settings.tls.client_crl,
+        ):
+            _insist_on_reading(file)
         if settings.accounts.file is not None and settings.accounts.file.exists():
             _insist_on_reading(settings.accounts.file)
 
@@ -372,6 +377,7 @@ class RelayService(MultiService):
                 }
                 for entry in self.listening
             ],
+            "directory": [standing_document(one) for one in self.directory.status()] if self.directory else [],
             "queue": await self.store.counts(),
             "totals": self.totals.document(),
         }

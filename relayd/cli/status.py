@@ -10,7 +10,7 @@ from relayd.cli.context import Context, age, pass_context
 @click.command()
 @pass_context
 def status(context: Context) -> None:
-    """Listeners, sessions and the queue of the running server."""
+    """Listeners, sessions, the directory's controllers and the queue of the running server."""
     found = context.control.status()
     if context.as_json:
         context.document(found)
@@ -21,6 +21,15 @@ def status(context: Context) -> None:
         ("LISTENER", "ADDRESS", "TLS", "SESSIONS"),
         [(entry["name"], entry["address"], entry["tls"], entry["sessions"]) for entry in found["listeners"]],
     )
+    if found["directory"]:
+        click.echo()
+        context.table(
+            ("CONTROLLER", ""),
+            [
+                (entry["controller"], f"rests for {entry['rests']}s: {entry['why']}" if entry["rests"] else "works")
+                for entry in found["directory"]
+            ],
+        )
     click.echo()
     context.table(("QUEUE", ""), sorted(found["queue"].items()))
     click.echo()

@@ -2,7 +2,13 @@
 
 from relayd.control.api import AuthTest, ControlSite, Status
 from relayd.control.client import ControlClient, ControlError, Unreachable
-from relayd.control.documents import filter_from, principal_document, queue_document, rehearsal_document
+from relayd.control.documents import (
+    filter_from,
+    principal_document,
+    queue_document,
+    rehearsal_document,
+    standing_document,
+)
 from relayd.control.totals import Totals
 
 __all__ = [
@@ -17,4 +23,5 @@ __all__ = [
     "principal_document",
     "queue_document",
     "rehearsal_document",
+    "standing_document",
 ]

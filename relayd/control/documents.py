@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any, Final
 
+from relayd.directory import Standing
 from relayd.model import Principal
 from relayd.queue import Filter, HistoryEntry, MessageState, QueueEntry
 from relayd.smtpd import Rehearsal
@@ -54,6 +55,11 @@ def queue_document(entry: QueueEntry, now: float) -> Document:
 
 def history_document(entry: HistoryEntry) -> Document:
     return {"at": moment(entry.at), **{f.name: getattr(entry, f.name) for f in fields(entry) if f.name != "at"}}
+
+
+def standing_document(standing: Standing) -> Document:
+    """A controller that was asked: how many seconds more it ``rests``, and ``why``."""
+    return {"controller": standing.controller, "rests": round(standing.rests), "why": standing.why}
 
 
 def rehearsal_document(rehearsal: Rehearsal, mechanism: str, listener: str) -> Document:

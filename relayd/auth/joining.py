@@ -20,7 +20,7 @@ from typing import Final
 from relayd.auth import keytab
 from relayd.auth.kdc import Kdc, KdcFault
 from relayd.auth.keytab import Key, KeytabError, Owner
-from relayd.auth.service_names import keytab_names
+from relayd.auth.service_names import principals
 from relayd.directory.computer import (
     AES_ENCRYPTION,
     PASSWORD_NOT_REQUIRED,
@@ -39,7 +39,7 @@ from relayd.directory.faults import ControllerFault
 from relayd.directory.names import Domain
 from relayd.model import IPAddress
 
-__all__ = ["Administrator", "JoinFailed", "JoinRefused", "Joined", "Joining", "Plan", "principals"]
+__all__ = ["Administrator", "JoinFailed", "JoinRefused", "Joined", "Joining", "Plan", "new_password"]
 
 #: Characters of a machine password; Windows makes them as long.
 PASSWORD_LENGTH: Final = 120
@@ -57,6 +57,10 @@ class JoinRefused(Exception):
 
 class JoinFailed(Exception):
     """A controller, its KDC or this host's disk failed."""
+
+
+class _Unsettled(ControllerFault):
+    """A change went out, and nobody can be asked whether it was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,10 +358,15 @@ class Joining:
             else:
                 self._live.replace(dn, {"unicodePwd": [password_octets(password)]})
 
-        self._settled(change, dn, password)
+        try:
+            self._settled(change, dn, password)
+        except _Unsettled as unknown:
+            self._undo.clear()  # both passwords are in their files, and the keys of both in the keytab
+            raise JoinFailed(f"{unknown}: whether the password is the new one is not known; rotate again") from None
         # From here on the new password is the only one: nothing is taken back, whatever fails.
         self._undo.clear()
         self._settle_secret()
+        self._undo.clear()
         account = self._read(dn)
         keys = self._keys(password, account, names)
         if [(k.kvno, k.secret) for k in keys] != [(k.kvno, k.secret) for k in foreseen]:
@@ -379,8 +388,12 @@ class Joining:
         """Makes a change that sets a password; whether it was done is found out where no answer came."""
         try:
             change()
-        except ControllerFault:
-            if not self._administrator.signs_in(dn, password):
+        except ControllerFault as fault:
+            try:
+                done = self._administrator.signs_in(dn, password)
+            except ControllerFault:
+                raise _Unsettled(str(fault)) from None
+            if not done:
                 raise
 
     def _read(self, dn: str) -> Account:
@@ -449,20 +462,12 @@ class Joining:
                     undo()
                 except Exception as failed:
                     left.append(f"{what}: {failed}")
+            if left and not isinstance(error, Exception):
+                self._say(f"not taken back: {'; '.join(left)}")
             if not left or not isinstance(error, Exception):
                 raise
             kind = JoinRefused if isinstance(error, NotAllowed | JoinRefused) else JoinFailed
             raise kind(f"{error}; not taken back: {'; '.join(left)}") from None
-
-
-def principals(account: Account, realm: str) -> tuple[str, ...]:
-    """What a keytab of *account* holds: its own principal, then each service's."""
-    names = [account.name]
-    for name in account.principals:
-        if "@" in name or "/" not in name:
-            continue
-        names += keytab_names(name)
-    return tuple(dict.fromkeys(f"{name}@{realm}" for name in names))
 
 
 def new_password() -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from relayd.auth.keytab import Key, encryption_name
 from relayd.directory.computer import Account
 
-__all__ = ["Finding", "compare", "keytab_names", "service_names", "with_aliases"]
+__all__ = ["Finding", "compare", "keytab_names", "principals", "service_names", "with_aliases"]
 
 #: Mail programs ask for smtp, .NET for SMTPSVC.
 MAIL_SERVICES: Final = ("smtp", "SMTPSVC")
@@ -51,6 +51,16 @@ def keytab_names(name: str) -> tuple[str, ...]:
     are one in the directory."""
     service, slash, rest = name.partition("/")
     return (f"smtp/{rest}", f"SMTP/{rest}") if slash and service.casefold() == "smtp" else (name,)
+
+
+def principals(account: Account, realm: str) -> tuple[str, ...]:
+    """What a keytab of *account* holds: its own principal, then each service's."""
+    names = [account.name]
+    for name in account.principals:
+        if "@" in name or "/" not in name:
+            continue
+        names += keytab_names(name)
+    return tuple(dict.fromkeys(f"{name}@{realm}" for name in names))
 
 
 def with_aliases(names: Iterable[str]) -> tuple[str, ...]:

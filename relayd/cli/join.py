@@ -87,18 +87,8 @@ def join(
     password = "" if itself else password_from(password_file, f"Password of {user}")
     if not password and not itself:
         raise click.ClickException("an empty password is never tried")
-
-    def say(text: str) -> None:
-        if not context.as_json:
-            context.console.print(text, markup=False, soft_wrap=True)
-
     try:
-        controllers = resolved(settings, partial(locate, settings.directory))
-        administrator, domain = _reached(settings, controllers)
-        name, password = _itself(plan, domain, administrator) if itself else (_bind_name(user, domain), password)
-        administrator = replace(administrator, name=name, password=password, itself=itself)
-        kdc = Kdc(domain.dns.upper(), administrator.address)
-        joined = Joining(plan, domain, administrator, kdc, say).run()
+        _join(context, settings, plan, "" if itself else user, password)
     except JoinRefused as refused:
         click.echo(f"relayctl: {refused}", err=True)
         return NO
@@ -108,8 +98,23 @@ def join(
     except Fault as fault:
         click.echo(f"relayctl: {fault.detail or fault}", err=True)
         return AWAY
-    _show(context, settings, plan, domain, joined, str(administrator.controller), len(controllers) > 1)
     return 0
+
+
+def _join(context: Context, settings: Settings, plan: Plan, user: str, password: str) -> None:
+    """Does it, and shows what was done. An empty *user* is the computer itself."""
+
+    def say(text: str) -> None:
+        if not context.as_json:
+            context.console.print(text, markup=False, soft_wrap=True)
+
+    controllers = resolved(settings, partial(locate, settings.directory))
+    administrator, domain = _reached(settings, controllers)
+    name, password = (_bind_name(user, domain), password) if user else _itself(plan, domain, administrator)
+    administrator = replace(administrator, name=name, password=password, itself=not user)
+    kdc = Kdc(domain.dns.upper(), administrator.address)
+    joined = Joining(plan, domain, administrator, kdc, say).run()
+    _show(context, settings, plan, domain, joined, str(administrator.controller), len(controllers) > 1)
 
 
 def planned(
@@ -178,7 +183,7 @@ def _reached(settings: Settings, controllers: Iterable[Located]) -> tuple[Admini
                 reasons.append(str(fault))
                 continue
             try:
-                domain = told_domain(settings.directory.domain, connection)
+                domain = told_domain(connection)
             except ControllerFault as fault:
                 reasons.append(str(fault))
                 continue
@@ -223,10 +228,11 @@ def _itself(plan: Plan, domain: Domain, administrator: Administrator) -> tuple[s
 def _show(
     context: Context, settings: Settings, plan: Plan, domain: Domain, joined: Joined, controller: str, replicated: bool
 ) -> None:
+    known = settings.ntlm.computer.casefold() == joined.computer.casefold()
     lines = {
         "kerberos": {} if settings.kerberos.keytab else {"keytab": plan.keytab.name},
         "ntlm": {
-            **({} if settings.ntlm.computer == joined.computer else {"computer": joined.computer}),
+            **({} if known else {"computer": joined.computer}),
             **({} if settings.ntlm.secret_file else {"secret_file": plan.secret.name}),
         },
     }

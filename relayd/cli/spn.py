@@ -51,7 +51,7 @@ def check(context: Context, hosts: tuple[str, ...]) -> int:
         controllers = resolved(settings, partial(locate, settings.directory))
         connection = searching(settings.directory, settings.kerberos.keytab, controllers)
         try:
-            domain = told_domain(settings.directory.domain, connection)
+            domain = told_domain(connection)
             accounts = find_by_principals(domain, with_aliases((*names, *optional)), connection)
         finally:
             connection.close()
@@ -72,7 +72,7 @@ def _certified(settings: Settings) -> Iterator[str]:
         certificate = x509.load_pem_x509_certificates(file.read_bytes())[0]
         try:
             found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except x509.ExtensionNotFound:
+        except (x509.ExtensionNotFound, ValueError):
             continue
         names = (name.lower() for name in found.get_values_for_type(x509.DNSName))
         yield from (name for name in names if "." in name and not name.startswith("*"))

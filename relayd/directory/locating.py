@@ -5,8 +5,9 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path as File
-from typing import Any
+from typing import Any, Final
 
 from relayd import settings
 from relayd.directory.connection import Connection, Controller
@@ -20,6 +21,9 @@ from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.model import IPAddress
 
 __all__ = ["Located", "locate", "searching", "told_domain", "verifying"]
+
+#: Ports of global catalogs, and what the same controllers answer for their own domain at.
+_OF_CATALOGS: Final = {3268: 389, 3269: 636}
 
 #: A controller and its addresses.
 Located = tuple[Controller, tuple[IPAddress, ...]]
@@ -35,7 +39,7 @@ async def locate(directory: settings.Directory, dns: Dns, reactor: Any) -> tuple
     found, reasons = [], []
     for known in await location.candidates(until):
         try:
-            found.append((known.controller, await location.resolved(known.controller, until)))
+            found.append((_own(known.controller), await location.resolved(known.controller, until)))
         except ControllerFault as fault:
             reasons.append(str(fault))
     if not found:
@@ -43,18 +47,23 @@ async def locate(directory: settings.Directory, dns: Dns, reactor: Any) -> tuple
     return tuple(found)
 
 
-def told_domain(dns: str, connection: Connection) -> Domain:
+def _own(controller: Controller) -> Controller:
+    """The domain's own port: a global catalog takes no changes, and knows no versions of keys (MS-ADTS 3.1.1.1.11)."""
+    return replace(controller, port=_OF_CATALOGS.get(controller.port, controller.port))
+
+
+def told_domain(connection: Connection) -> Domain:
     """The controller's domain, as it tells everybody: what its partitions are called is for those who signed in.
 
-    :param dns: as an administrator wrote it; empty: what the controller says.
     :raises ControllerFault: it tells nothing.
     """
     found = connection.search("", "(objectClass=*)", ("defaultNamingContext",), scope="BASE")
     root = (found[0] if found else Entry("", {})).text("defaultNamingContext")
-    if not root:
-        raise ControllerFault(f"{connection.controller}: has no defaultNamingContext, so it is no domain controller")
     parts = [part.strip() for part in root.split(",")]
-    return Domain(root, root, dns or ".".join(part[3:] for part in parts if part[:3].lower() == "dc="))
+    dns = ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
+    if not dns:
+        raise ControllerFault(f"{connection.controller}: has no defaultNamingContext, so it is no domain controller")
+    return Domain(root, root, dns.lower())
 
 
 def verifying(directory: settings.Directory) -> ssl.SSLContext:

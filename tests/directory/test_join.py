@@ -237,7 +237,6 @@ class TestJoin:
         assert set(os.listdir(tmp_path / "keys")) == {"mail.keytab", "node7"}
         assert changed.attributes("NODE7$", "dNSHostName")["dNSHostName"] == [b"named.lab.example"]
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
     def test_files_of_root_are_the_servers(self, changed: DirectoryLab, tmp_path: Path) -> None:
         host = Host(changed, tmp_path, "owned")
         host.config.write_text(host.config.read_text().replace("[server]", '[server]\nuser = "nobody"'))
@@ -546,8 +545,42 @@ class TestTakenBack:
         run.run()
         with pytest.raises(JoinFailed, match="the KDC does not take the keys"):
             run.run(BrokenKdc, rotate=True)
-        changed.connect("MOVED$", run.plan.secret.read_text().strip()).unbind()
+        changed.kinit("MOVED$", run.plan.secret.read_text().strip())
         assert len({key.kvno for key in keytab.read(run.plan.keytab)}) == 2
+
+    def test_a_rotation_that_nobody_knows_the_end_of_keeps_both_passwords(
+        self, changed: DirectoryLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = Run(changed, tmp_path, "unsettled")
+        run.run()
+        old = run.plan.secret.read_text()
+        change, connect = Changing.replace, Administrator.connect
+
+        def unreachable(administrator: Administrator) -> Changing:
+            raise ControllerFault("nobody answers")
+
+        def lost(connection: Changing, dn: str, attributes: Mapping[str, Any]) -> None:
+            change(connection, dn, attributes)
+            monkeypatch.setattr(Administrator, "connect", unreachable)
+            raise ControllerFault("the connection ended")
+
+        monkeypatch.setattr(Changing, "replace", lost)
+        with pytest.raises(JoinFailed, match="is not known; rotate again"):
+            run.run(rotate=True)
+        assert run.plan.secret.read_text() == old
+        changed.kinit("UNSETTLED$", run.plan.next_secret.read_text().strip())
+        assert len({key.kvno for key in keytab.read(run.plan.keytab)}) == 2
+        monkeypatch.setattr(Changing, "replace", change)
+        monkeypatch.setattr(Administrator, "connect", connect)
+        run.run(rotate=True)
+        changed.kinit("UNSETTLED$", run.plan.secret.read_text().strip())
+
+    def test_by_a_global_catalog(self, changed: DirectoryLab, tmp_path: Path) -> None:
+        host = Host(changed, tmp_path, "catalog")
+        host.config.write_text(
+            host.config.read_text().replace("[directory]", f'[directory]\nservers = ["ldaps://{changed.host}:3269"]')
+        )
+        assert host.joined()["controller"] == "ldaps://dc1.lab.example:636"
 
 
 class TestOrdinaryUsers:

@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from relayd.auth.joining import PASSWORD_LENGTH, new_password, principals
+from relayd.auth.joining import PASSWORD_LENGTH, new_password
+from relayd.auth.service_names import principals
 from relayd.cli.join import planned
 from relayd.cli.main import relayctl
 from relayd.cli.names import host_name

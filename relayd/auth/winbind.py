@@ -257,7 +257,8 @@ class _Exchange:
             if kind == b"NA":
                 raise _refusal(_shown(text))
             helper.kill("at a loss")
-            raise Unavailable(f"winbind: {_shown(answer)}")
+            # winbind that is away, and winbind that does not speak to this user, look the same from here.
+            raise Unavailable(f"winbind: {_shown(answer)} (is it up, and relayd's user in the group winbindd_priv?)")
         except _Ended as ended:
             raise Unavailable(f"winbind: {ended}", asked=1) from None
         finally:

@@ -14,8 +14,10 @@ from typing import Any, Self
 
 import pytest
 
-from tests.lab import domain
+from tests.directory.relays import integrated
+from tests.lab import clients, domain
 from tests.lab.directory import DirectoryLab
+from tests.lab.relay import Relay
 from tests.lab.winbind import among
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,3 +197,20 @@ class TestFaults:
     def test_no_winbind_at_all(self, lab: DirectoryLab) -> None:
         with Judge(lab, alone=True) as judge:
             assert "winbind: " in judge.deferred("LAB\\alice", directory=False)
+
+
+class TestRelay:
+    def test_curl(self, lab: DirectoryLab, tmp_path: Path) -> None:
+        relay = Relay(tmp_path, integrated(lab, own='[ntlm]\nbackend = "winbind"\n'))
+        try:
+            relay.start(prefix=among(lab))
+            where = ("127.0.0.1", relay.port())
+            clients.curl(*where, auth=("LAB\\alice", domain.USERS["alice"]), mechanism="NTLM").require()
+            found = relay.wait_for("authenticated", mechanism="NTLM")
+            assert (found["user"], found["source"]) == ("alice@lab.example", "ntlm")
+            assert clients.curl(*where, auth=("LAB\\alice", "wrong"), mechanism="NTLM").code == 67
+            assert relay.wait_for("authentication-failed")["reason"] == "NT_STATUS_LOGON_FAILURE"
+            assert relay.stop() == -signal.SIGTERM
+            relay.assert_clean()
+        finally:
+            relay.kill()

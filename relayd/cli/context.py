@@ -7,15 +7,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path as File
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from relayd.config import Loaded, load
-from relayd.control import ControlClient
 from relayd.settings import Settings
+
+if TYPE_CHECKING:
+    from relayd.control import ControlClient
 
 #: Where output is no terminal, tables are this wide: nothing is cut off for a pipe.
 PIPE_WIDTH = 300
@@ -39,6 +41,8 @@ class Context:
 
     @property
     def control(self) -> ControlClient:
+        from relayd.control import ControlClient  # many commands do without a server
+
         return ControlClient(self.settings.console.socket)
 
     @cached_property

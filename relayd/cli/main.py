@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path as File
+from typing import Final
 
 import click
 
 from relayd import __version__
-from relayd.auth import AccountsFileError
-from relayd.cli.account import account
-from relayd.cli.auth import auth
-from relayd.cli.check import check
 from relayd.cli.context import Context
-from relayd.cli.directory import directory
-from relayd.cli.explain import explain
-from relayd.cli.join import join
-from relayd.cli.queue import queue
-from relayd.cli.spn import spn
-from relayd.cli.status import status
 from relayd.config import ConfigFaults, default_file
-from relayd.control import ControlError, Unreachable
-from relayd.directory import Unavailable
 
 DONE, NO, AWAY = 0, 1, 2
 
+#: Each is a module of this package that has a command of its name. One is imported when it is asked for: the parts of
+#: relayd that it needs take longer to load than most commands take to run.
+COMMANDS: Final = ("account", "auth", "check", "directory", "explain", "join", "queue", "spn", "status")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """The commands of relayctl."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"relayd.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--config",
     type=click.Path(path_type=File, readable=False),
@@ -40,10 +48,6 @@ DONE, NO, AWAY = 0, 1, 2
 def relayctl(context: click.Context, config: File | None, as_json: bool, no_color: bool) -> None:
     """Looks after relayd, the SMTP relay of an Active Directory network."""
     context.obj = Context(config or default_file(), as_json, no_color)
-
-
-for command in (check, explain, account, auth, directory, join, queue, spn, status):
-    relayctl.add_command(command)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,17 +67,29 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigFaults as faults:
         click.echo(str(faults), err=True)
         return NO
-    except AccountsFileError as fault:
-        click.echo(f"relayctl: {fault}", err=True)
-        return NO
-    except (Unreachable, Unavailable) as away:
-        click.echo(f"relayctl: {away}", err=True)
-        return AWAY
-    except ControlError as refused:
-        click.echo(f"relayctl: {refused}", err=True)
-        return NO if refused.status < 500 else AWAY
     except BrokenPipeError:
         return DONE
+    except Exception as error:
+        code = _code(error)
+        if code is None:
+            raise
+        click.echo(f"relayctl: {error}", err=True)
+        return code
+
+
+def _code(error: Exception) -> int | None:
+    """The exit code that *error* stands for; None: it is a fault of relayctl's own."""
+    if _is(error, "relayd.control", "ControlError"):
+        return NO if getattr(error, "status", 0) < 500 else AWAY
+    if _is(error, "relayd.control", "Unreachable") or _is(error, "relayd.directory", "Unavailable"):
+        return AWAY
+    return NO if _is(error, "relayd.auth", "AccountsFileError") else None
+
+
+def _is(error: Exception, module: str, name: str) -> bool:
+    """Whether *error* is one of *module*'s: not so when nothing has imported that yet, see :data:`COMMANDS`."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(error, getattr(loaded, name))
 
 
 def main() -> None:

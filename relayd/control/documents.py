@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from math import inf
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from relayd.directory import Standing
 from relayd.model import Principal
 from relayd.queue import Filter, HistoryEntry, MessageState, QueueEntry
-from relayd.smtpd import Rehearsal
+
+if TYPE_CHECKING:
+    from relayd.directory import Standing
+    from relayd.smtpd import Rehearsal
 
 Document = dict[str, Any]
 

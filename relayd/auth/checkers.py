@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
+from functools import partial
 
 from twisted.cred.checkers import ANONYMOUS, ICredentialsChecker
 from twisted.cred.credentials import IAnonymous
@@ -16,6 +17,7 @@ from zope.interface import implementer
 from relayd.auth.accounts import LONGEST_NAME, Account, AccountsFile, AccountsFileError, same_name
 from relayd.auth.credentials import IPassword, Password
 from relayd.auth.lockout import FailureCount, client_key
+from relayd.auth.turns import Turns
 from relayd.model import Fault, Principal, Reply
 from relayd.threads import BoundedPool
 
@@ -59,9 +61,7 @@ class AccountsChecker:
         self._clock = clock
         self._key = os.urandom(32)
         self._remembered: dict[bytes, tuple[float, Account]] = {}
-        # Whose password is being checked, and who waits for that: guesses made at once must not all be too early to
-        # be counted, and a device that opens many connections needs one check.
-        self._turns: dict[_Who, list[Deferred[None]]] = {}
+        self._turns = Turns()
 
     # cred hands any avatar id on to the realm; its annotation knows bytes alone.
     def requestAvatarId(self, credentials: Password) -> Deferred[Principal]:  # type: ignore[override]
@@ -78,17 +78,7 @@ class AccountsChecker:
         if len(name) > LONGEST_NAME:
             raise UnauthorizedLogin("no name of an account is so long")
         who = (same_name(name), client_key(credentials.client.peer.address))
-        while (others := self._turns.get(who)) is not None:
-            turn: Deferred[None] = Deferred()
-            others.append(turn)
-            await turn
-        if self._failures.blocked(who):
-            raise Fault(_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
-        account = self._recall(name, password)
-        if account is None:
-            account = await self._verify_in_turn(who, name, password)
-        if account is None:
-            raise UnauthorizedLogin("unknown account or wrong password")
+        account = await self._turns.take(who, partial(self._judge, who, name, password))
         self._failures.succeeded(who)
         return Principal(
             name=account.name,
@@ -98,15 +88,17 @@ class AccountsChecker:
             addresses=account.addresses,
         )
 
-    async def _verify_in_turn(self, who: _Who, name: str, password: str) -> Account | None:
-        self._turns[who] = []
-        try:
-            account = await self._verify(name, password)
-            if account is None:
-                self._failures.failed(who)
-        finally:
-            for turn in self._turns.pop(who):
-                turn.callback(None)
+    async def _judge(self, who: _Who, name: str, password: str) -> Account:
+        """The account whose password it is.
+
+        :raises UnauthorizedLogin: there is none.
+        """
+        if self._failures.blocked(who):
+            raise Fault(_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
+        account = self._recall(name, password) or await self._verify(name, password)
+        if account is None:
+            self._failures.failed(who)
+            raise UnauthorizedLogin("unknown account or wrong password")
         return account
 
     async def _verify(self, name: str, password: str) -> Account | None:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
-from typing import Final
+from functools import partial
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
@@ -22,9 +22,6 @@ from relayd.model import Fault, Principal, Reply
 from relayd.settings import Lockout
 
 __all__ = ["LdapChecker", "PasswordChecker", "directory_principal"]
-
-#: Passwords of one account that may wait while one of its passwords is checked.
-WAITING: Final = 100
 
 _UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 _NO_POLICY = LockoutPolicy(0, 0.0)
@@ -76,9 +73,6 @@ class LdapChecker:
         # By keyed hash of account and password: the password_set that it was right for, or wrong for, and how long.
         self._right: Answers[bytes, int] = Answers(lambda _: keep, clock)
         self._wrong: Answers[bytes, tuple[int, float]] = Answers(lambda kept: kept[1], clock)
-        # Whose password is being checked, and who waits for that: guesses made at once must not all be too early to be
-        # counted, and a device that opens many connections needs one bind.
-        self._turns: dict[str, list[Deferred[None]]] = {}
 
     # cred hands any avatar id on to the realm; its annotation knows bytes alone.
     def requestAvatarId(self, credentials: Password) -> Deferred[Principal]:  # type: ignore[override]
@@ -92,34 +86,28 @@ class LdapChecker:
             raise UnauthorizedLogin("unknown account")
         limits = Limits.of(self._settings, await self._policy(user))
         client = client_key(credentials.client.peer.address)
-        await self._turn(user.key, name)
+        user = await self._lockout.turns.take(
+            user.key, partial(self._judge, name, default_domain, user, password, client, limits)
+        )
+        return directory_principal(user, credentials.mechanism, "ldap")
+
+    async def _judge(
+        self, name: str, default_domain: str, user: User, password: bytes, client: str, limits: Limits
+    ) -> User:
+        """The user as it is now.
+
+        :raises UnauthorizedLogin: refused.
+        """
         if why := self._lockout.blocked(user.key, client, limits):
             raise Fault(_UNAVAILABLE, f"too many failures of {user.name}, {why}: password not looked at")
-        digest = self._digest(user, password)
-        right = self._right.kept(digest)
+        right = self._right.kept(self._digest(user, password))
         if right is None or right[0] != user.password_set or not user.state.good:
-            account = user.key
-            self._turns[account] = []
-            try:
-                user = await self._verify(name, default_domain, user, password, client, limits)
-            finally:
-                for turn in self._turns.pop(account):
-                    turn.callback(None)
-        else:
-            self._lockout.recognised(user.key, client)
-        return directory_principal(user, credentials.mechanism, "ldap")
+            return await self._verify(name, default_domain, user, password, client, limits)
+        self._lockout.recognised(user.key, client)
+        return user
 
     async def _policy(self, user: User) -> LockoutPolicy:
         return await self._directory.lockout_policy(user) if self._settings.auto else _NO_POLICY
-
-    async def _turn(self, account: str, name: str) -> None:
-        """Waits until nobody's password for *account* is being checked."""
-        while (others := self._turns.get(account)) is not None:
-            if len(others) >= WAITING:
-                raise Fault(_UNAVAILABLE, f"{WAITING} passwords of {name} wait to be checked")
-            turn: Deferred[None] = Deferred()
-            others.append(turn)
-            await turn
 
     async def _verify(
         self, name: str, default_domain: str, user: User, password: bytes, client: str, limits: Limits

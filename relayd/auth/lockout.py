@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Final
 
+from relayd.auth.turns import Turns
 from relayd.directory import LockoutPolicy
 from relayd.model import IPAddress
 from relayd.settings import Lockout
@@ -130,10 +131,12 @@ class AccountLockout:
     the directory then counts as a failure goes to :meth:`failed`. A client that has signed in as an account is *known*
     for it: its attempts are counted apart from those of strangers, so whatever strangers do elsewhere, the known go on.
 
+    :ivar turns: what is asked about one account is asked in turn, so that guesses made at once are counted too.
     :param clock: seconds, monotonic.
     """
 
     def __init__(self, clock: Callable[[], float], keys: int = 50_000) -> None:
+        self.turns = Turns()
         self._keys = keys
         self._by_client = _Counts(clock, keys)
         self._by_account = _Counts(clock, keys)

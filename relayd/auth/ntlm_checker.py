@@ -31,7 +31,6 @@ from relayd.auth.ntlm_messages import (
     own_pairs,
     parse_authenticate,
 )
-from relayd.auth.turns import Turns
 from relayd.directory import Directory, LockoutPolicy, Unavailable, User
 from relayd.model import Client, Fault, Principal, Reply
 from relayd.settings import Lockout
@@ -91,7 +90,6 @@ class NtlmChecker:
         self._settings = settings
         self._channel_binding = channel_binding
         self._groups_of = groups_of
-        self._turns = Turns()
 
     # cred hands any avatar id on to the realm; its annotation knows bytes alone.
     def requestAvatarId(self, credentials: NtlmResponse) -> Deferred[Principal]:  # type: ignore[override]
@@ -101,7 +99,9 @@ class NtlmChecker:
         try:
             message = _acceptable(credentials, self._channel_binding)
             claim = await self._claim(message)
-            account = await self._turns.take(claim.counted[-1], partial(self._judge, credentials, message, claim))
+            account = await self._lockout.turns.take(
+                claim.counted[-1], partial(self._judge, credentials, message, claim)
+            )
         finally:
             credentials.exchange.abandon()
         return await self._principal(account, claim.user, credentials.mechanism)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -23,9 +23,9 @@ class Turns:
     """Has what concerns one account done in turn."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, list[Deferred[None]]] = {}
+        self._turns: dict[Hashable, list[Deferred[None]]] = {}
 
-    async def take(self, account: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def take(self, account: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """The result of *work*, begun when nothing else of *account* is under way.
 
         :raises Fault: 454 4.7.0: too many wait already.

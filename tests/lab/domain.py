@@ -42,6 +42,7 @@ __all__ = [
     "SPNS",
     "USERS",
     "Account",
+    "age_password",
     "configure",
     "connect",
     "ignore_sockets",
@@ -348,7 +349,7 @@ def _provision(directory: Path) -> None:
             tool(directory, "samba_spnupdate")
         finally:
             controller.stop()
-        _age_password(directory, "lapsed")
+        age_password(directory, "lapsed")
         for name, file in (("svc-search", "svc-search.secret"), (COMPUTER, "relay01.secret")):
             (directory / file).touch(mode=0o600)
             (directory / file).write_text(USERS[name])
@@ -419,7 +420,8 @@ def _accounts(administrator: ldap3.Connection) -> None:
     administrator.add(f"CN=Patience,{container}", attributes=policy)
 
 
-def _age_password(directory: Path, name: str) -> None:
+def age_password(directory: Path, name: str) -> None:
+    """Make the password of `name` one of 2000, in a controller that runs or not."""
     (dn,) = (account.dn for account in ACCOUNTS if account.name == name)
     change = f"dn: {dn}\nchangetype: modify\nreplace: pwdLastSet\npwdLastSet: 125911584000000000\n"
     bypass = "--controls=local_oid:1.3.6.1.4.1.7165.4.3.12:0"

@@ -98,12 +98,15 @@ class Tickets:
     libkrb5 gets them, keeps them in a cache in memory, and gets new ones when half of their time is over. It may wait
     half a minute for controllers that hang, so it does so in a thread of its own, one at a time, and nobody waits for
     it longer than he may.
+
+    :ivar cache: what libkrb5 calls the cache.
+    :ivar proven: a controller has taken a ticket.
     """
 
     def __init__(self, principal: str, keytab: str) -> None:
         self.principal = principal
         self._keytab = keytab
-        self._cache = f"MEMORY:relayd-{os.getpid()}-{next(_numbers)}"
+        self.cache = f"MEMORY:relayd-{os.getpid()}-{next(_numbers)}"
         self._thread: threading.Thread | None = None
         self.proven = False
 
@@ -148,7 +151,7 @@ class Tickets:
         # Named by realm, not as a host: nothing that DNS says then changes who must answer.
         service = gssapi.Name(f"ldap/{host}@{self.principal.rpartition('@')[2]}", principal)
         try:
-            store: dict[str | bytes, str | bytes] = {"client_keytab": self._keytab, "ccache": self._cache}
+            store: dict[str | bytes, str | bytes] = {"client_keytab": self._keytab, "ccache": self.cache}
             credentials = gssapi.Credentials(
                 name=gssapi.Name(self.principal, principal), usage="initiate", store=store, mechs=[kerberos]
             )
@@ -167,4 +170,4 @@ class Tickets:
         krb5 = _krb5()
         with suppress(krb5.Krb5Error):
             context = krb5.init_context()
-            krb5.cc_destroy(context, krb5.cc_resolve(context, self._cache.encode()))
+            krb5.cc_destroy(context, krb5.cc_resolve(context, self.cache.encode()))

@@ -34,7 +34,7 @@ from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
 from relayd.delivery import Scheduler
 from relayd.delivery.durable import make_folder, sync_folder
-from relayd.directory import Directory
+from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault
@@ -379,7 +379,18 @@ class RelayService(MultiService):
             ],
             "directory": [standing_document(one) for one in self.directory.status()] if self.directory else [],
             "queue": await self.store.counts(),
-            "totals": self.totals.document(),
+            "totals": self.totals.document() | self._asked(),
+        }
+
+    def _asked(self) -> dict[str, int]:
+        """How often the domain's controllers were asked, for the totals."""
+        operations = self.directory.operations() if self.directory is not None else Operations()
+        netlogon = self.sources.netlogon
+        return {
+            "directory_connections": operations.connections,
+            "directory_binds": operations.binds,
+            "directory_searches": operations.searches,
+            "netlogon_logons": netlogon.logons if netlogon is not None else 0,
         }
 
 

@@ -7,6 +7,7 @@ from relayd.directory.directory import Directory
 from relayd.directory.entries import AccountState, LockoutPolicy, User
 from relayd.directory.faults import Refusal, Unavailable
 from relayd.directory.names import Domain
+from relayd.directory.operations import Operations
 
 __all__ = [
     "AccountState",
@@ -14,6 +15,7 @@ __all__ = [
     "Directory",
     "Domain",
     "LockoutPolicy",
+    "Operations",
     "Probe",
     "Refusal",
     "Standing",

@@ -13,6 +13,7 @@ from relayd.directory import lookups
 from relayd.directory.connection import Connection, Controller
 from relayd.directory.controllers import Purpose
 from relayd.directory.faults import ControllerFault, SearcherFault, Unavailable
+from relayd.directory.operations import Tally
 from relayd.directory.searcher import Searcher
 from relayd.model import IPAddress
 
@@ -41,6 +42,7 @@ class Probe:
 class Connector:
     """Connections to the controllers of one directory.
 
+    :ivar tally: counts what they ask.
     :raises ValueError: the CA file is none.
     """
 
@@ -48,6 +50,7 @@ class Connector:
         self._settings = settings
         self._searcher = searcher
         self._context = _context(settings)
+        self.tally = Tally()
 
     @property
     def searcher(self) -> str:
@@ -101,7 +104,7 @@ class Connector:
             now = time.monotonic()
             try:
                 share = now + (until - now) / (len(addresses) - index)
-                connection = Connection(controller, address, self._context, share)
+                connection = Connection(controller, address, self._context, share, self.tally)
             except ControllerFault as fault:
                 reasons.append(str(fault))
                 continue

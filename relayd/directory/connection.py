@@ -19,6 +19,7 @@ from ldap3.protocol.sasl.sasl import send_sasl_negotiation
 
 from relayd.directory.entries import Entry
 from relayd.directory.faults import ControllerFault, Refusal, refusal
+from relayd.directory.operations import Tally
 from relayd.model import IPAddress
 
 __all__ = ["Connection", "Controller"]
@@ -113,15 +114,24 @@ class Connection:
 
     :param context: must verify certificate and host name.
     :param until: when everything must have ended, on the monotonic clock.
+    :param tally: what is asked is counted there.
     :raises ControllerFault: it could not be opened.
     """
 
-    def __init__(self, controller: Controller, address: IPAddress, context: ssl.SSLContext, until: float) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        address: IPAddress,
+        context: ssl.SSLContext,
+        until: float,
+        tally: Tally | None = None,
+    ) -> None:
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.check_hostname
         self.controller = controller
         self.address = address
         self.used = time.monotonic()
+        self._tally = tally or Tally()
         left = until - time.monotonic()
         if left <= 0:
             raise ControllerFault(f"{controller}: timed out")
@@ -141,6 +151,7 @@ class Connection:
             return_empty_attributes=False,
             auto_escape=False,
         )
+        self._tally.add("connections")
         try:
             self._ldap.open(read_server_info=False)
             if not controller.ldaps:
@@ -182,6 +193,7 @@ class Connection:
             if self._ldap.closed:  # ldap3 would open it again, without TLS
                 raise ControllerFault("the connection is closed")
             self._ldap.user, self._ldap.password = name, password
+            self._tally.add("binds")
             self._ldap.bind(read_server_info=False)
             result = dict(self._ldap.result)
         except Exception as error:
@@ -201,6 +213,7 @@ class Connection:
             if self._ldap.closed:
                 raise ControllerFault("the connection is closed")
             self._ldap.sasl_mechanism = mechanism
+            self._tally.add("binds")
             result = send_sasl_negotiation(self._ldap, None, next(exchange))
             while int(result["result"]) == _SASL_IN_PROGRESS:
                 result = send_sasl_negotiation(self._ldap, None, exchange.send(result["saslCreds"] or b""))
@@ -243,6 +256,7 @@ class Connection:
         :param most: entries wanted at most; more are cut off. 0: all.
         :raises ControllerFault: the controller cannot tell.
         """
+        self._tally.add("searches")
         try:
             self._ldap.search(base, filter, scope, attributes=list(attributes), size_limit=most)
             result, response = self._ldap.result, self._ldap.response

@@ -27,6 +27,7 @@ from relayd.directory.faults import ControllerFault, Refusal, SearcherFault, Una
 from relayd.directory.kerberos import KeytabAccount
 from relayd.directory.location import Dns, Location
 from relayd.directory.names import Domain, account_name
+from relayd.directory.operations import Operations
 from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.events import ControllerRests, Events
 from relayd.model import Fault, IPAddress, Reply
@@ -242,6 +243,10 @@ class Directory:
     def status(self) -> tuple[Standing, ...]:
         """How the controllers do that were asked so far."""
         return self._controllers.standings()
+
+    def operations(self) -> Operations:
+        """What was asked so far."""
+        return self._connector.tally.so_far
 
     def close(self) -> Deferred[list[None]]:
         """Asks no more and closes all connections. Fires when the threads have ended, within the time-out."""

@@ -77,6 +77,7 @@ def netlogon_missing() -> str:
 class Netlogon:
     """Asks the domain's controllers about NTLM answers.
 
+    :ivar logons: how often a controller was asked about one.
     :param reactor: takes the answers from the thread.
     :param clock: seconds, monotonic; for what rests.
     :param opens: opens channels; the default is a :class:`~relayd.netlogon.channel.SecureChannel`.
@@ -98,6 +99,7 @@ class Netlogon:
         if not computer or settings.secret_file is None:
             raise ValueError("netlogon needs ntlm.computer and ntlm.secret_file")
         self.account = f"{computer}$"
+        self.logons = 0
         self._controllers = controllers
         self._reactor = reactor
         self._events = events
@@ -119,7 +121,12 @@ class Netlogon:
         :raises Unavailable: nobody can tell; ``asked`` says how often a controller may have counted a failure.
         """
         asked = NetworkLogon(account, domain, workstation, challenge, nt, lm)
-        return await self._run(lambda channel, until: channel.logon(asked, until))
+
+        def ask(channel: Channel, until: float) -> Logon:
+            self.logons += 1  # in the one thread
+            return channel.logon(asked, until)
+
+        return await self._run(ask)
 
     async def domain(self) -> Domain:
         """The names of the domain.

@@ -31,6 +31,7 @@ def test_status(start_relay: StartRelay, sink: RecordingSink) -> None:
     assert status["hostname"] == "relay.example"
     assert [entry["name"] for entry in status["listeners"]] == ["smtp", "smtps"]
     assert status["queue"] == {"queued": 0, "deferred": 0, "held": 0, "messages": 0}
+    assert (status["totals"]["directory_binds"], status["totals"]["netlogon_logons"]) == (0, 0)  # there is none
     shown = relay.ctl("status")
     assert shown.returncode == 0
     assert "relay.example: relayd" in shown.stdout

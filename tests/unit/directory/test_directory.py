@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from twisted.internet.defer import Deferred, gatherResults
 
-from relayd.directory import Directory, LockoutPolicy, Refusal, Unavailable, User
+from relayd.directory import Directory, LockoutPolicy, Operations, Refusal, Unavailable, User
 from relayd.directory.connection import Controller
 from relayd.directory.entries import AccountState, sid_octets
 from tests.lab.net import wait_for
@@ -211,6 +211,17 @@ class TestReuse:
             clock.result(directory.verify(found(clock, directory, name), password))
         assert server.connections == 2  # one searches, one checks
         assert server.asked["bind", SEARCHER] == 1
+
+    def test_what_is_asked_is_counted(self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory) -> None:
+        directory = make("ldaps://localhost:1", server.url)
+        assert directory.operations() == Operations()
+        for password in (b"wonderland", b"no"):
+            clock.result(directory.verify(found(clock, directory, "alice"), password))
+        clock.result(directory.has_recipient("alice@corp.example"))
+        operations = directory.operations()
+        assert operations.connections == server.connections + 1  # one that was not let in
+        assert operations.binds == sum(n for (kind, _), n in server.asked.items() if kind == "bind")
+        assert operations.searches == sum(n for (kind, _), n in server.asked.items() if kind == "search")
 
     def test_answers_are_reused_for_a_while(
         self, clock: ThreadedClock, server: FakeDirectory, directory: Directory

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from twisted.cred.error import UnauthorizedLogin
+
 from relayd.directory import Directory
 from relayd.model import Fault, Reply
 
@@ -13,6 +15,12 @@ __all__ = ["PasswordInitiator", "account_of"]
 _PROTOCOLS: Final = {"GSSAPI": "kerberos", "GSS-SPNEGO": "negotiate", "NTLM": "ntlm"}
 
 _NO_START: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
+
+#: MIT's error table of Kerberos: a code is this and a number of RFC 4120 7.5.9.
+_KRB5_TABLE: Final = -1765328384
+#: KDC_ERR_NAME_EXP, C_PRINCIPAL_UNKNOWN, CLIENT_REVOKED, KEY_EXPIRED, PREAUTH_FAILED: what a KDC says of the account.
+_REFUSALS: Final = frozenset({1, 6, 18, 23, 24})
+_SERVICE_UNKNOWN: Final = 7
 
 
 async def account_of(directory: Directory | None, user: str, mechanism: str, default_domain: str = "") -> str:
@@ -51,7 +59,8 @@ class PasswordInitiator:
     def step(self, challenge: bytes) -> bytes:
         """The response to *challenge*, which is empty at first.
 
-        :raises Fault: 454: no response can be made: there is no ticket to be had, for one.
+        :raises UnauthorizedLogin: the KDC refuses the account or its password; no client comes as far as AUTH then.
+        :raises Fault: 454: no response can be made: the KDC is away, for one.
         """
         if self._mechanism == "PLAIN":
             return f"\0{self._user}\0{self._password}".encode()
@@ -61,7 +70,14 @@ class PasswordInitiator:
         try:
             return self._integrated(challenge)
         except Exception as error:  # of pyspnego, gssapi or krb5: each has its own
-            raise Fault(_NO_START, f"the client's side of {self._mechanism}: {_reason(error)}") from None
+            number, reason = _kerberos_error(error)
+            if number in _REFUSALS:
+                raise UnauthorizedLogin(f"the client gets no ticket: {reason}") from None
+            if number == _SERVICE_UNKNOWN:
+                reason += (
+                    f": neither smtp/{self._hostname} nor, unless krb5.conf has rdns = false, what reverse DNS calls it"
+                )
+            raise Fault(_NO_START, f"the client's side of {self._mechanism}: {reason}") from None
 
     def _integrated(self, challenge: bytes) -> bytes:
         if self._context is None:
@@ -79,8 +95,8 @@ class PasswordInitiator:
         from spnego.channel_bindings import GssChannelBindings
 
         wanted = spnego.ContextReq.mutual_auth
-        if self._mechanism == "GSSAPI":  # to wrap the answer of RFC 4752; in GSS-SPNEGO it would ask for a layer
-            wanted |= spnego.ContextReq.integrity
+        # Integrity is to wrap the answer of RFC 4752. In GSS-SPNEGO it would ask for a layer, and MIT asks by itself.
+        wanted |= spnego.ContextReq.integrity if self._mechanism == "GSSAPI" else spnego.ContextReq.no_integrity
         return spnego.client(
             self._user,
             self._password,
@@ -92,5 +108,12 @@ class PasswordInitiator:
         )
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+def _kerberos_error(error: Exception) -> tuple[int, str]:
+    """The number in RFC 4120 7.5.9 (0: it is none of those), and the text for the log."""
+    code, text = getattr(error, "err_code", 0), str(error)
+    base = getattr(error, "base_error", None)  # what pyspnego wraps
+    if (minor := getattr(base, "min_code", 0)) and base is not None:
+        code = minor - (1 << 32) if minor >> 31 else minor
+        text = "; ".join(base.get_all_statuses(minor, False)) or text
+    number = code - _KRB5_TABLE if isinstance(code, int) and 0 < code - _KRB5_TABLE < 128 else 0
+    return number, " ".join(text.removesuffix(f" {code}").split())[:500] or type(error).__name__

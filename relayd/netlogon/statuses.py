@@ -27,13 +27,15 @@ REFUSALS: Final[Mapping[int, str]] = MappingProxyType(
         0xC0000199: "account of a computer",
         0xC000019A: "account of a controller",
         0xC0000224: "password must be changed",
+        # Samba's (4.17) word for a wrong password, when the name was a UPN. It is final there too.
+        0xC0000225: "unknown account or wrong password",
         0xC0000234: "account locked",
         0xC0000413: "not allowed to authenticate to this computer",
         0xC0000418: "NTLM is blocked by a policy of the domain",
     }
 )
 
-_WRONG_PASSWORD: Final = frozenset({0xC0000064, 0xC000006A, 0xC000006D})
+_WRONG_PASSWORD: Final = frozenset({0xC0000064, 0xC000006A, 0xC000006D, 0xC0000225})
 
 _NAMES: Final[Mapping[int, str]] = MappingProxyType(
     {

@@ -53,6 +53,8 @@ def person(name: str, rid: int, **more: list[bytes]) -> Attributes:
         "userPrincipalName": [f"{name}@corp.example".encode()],
         "objectSid": [_sid(rid)],
         "userAccountControl": [b"512"],
+        "accountExpires": [b"9223372036854775807"],
+        "msDS-User-Account-Control-Computed": [b"0"],
         "pwdLastSet": [b"134400403457254380"],
         "tokenGroups": [_sid(600)],
         **more,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
 
+from relayd import settings
 from relayd.directory import Directory, Unavailable
+from relayd.directory.connecting import Connector
+from relayd.directory.connection import Connection, Controller
+from relayd.directory.faults import ControllerFault
+from relayd.directory.kerberos import KeytabAccount
+from relayd.directory.searcher import Searcher
 from relayd.events import ControllerRests, Event
 from relayd.model import Fault
 from tests.lab.ca import LabCA, Leaf
@@ -395,3 +402,53 @@ class TestSearcher:
         with pytest.raises(Unavailable, match="password"):
             clock.result(make(server.url).find("alice"))
         assert not server.asked["bind", SEARCHER]
+
+
+class TestKeytabSearcher:
+    """What needs no Kerberos to fail; the rest is tested against a real controller."""
+
+    def test_without_the_extra(
+        self, clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "krb5", None)
+        directory = make(server.url, bind_user="", bind_password_file=None)
+        with pytest.raises(Unavailable, match=r"relayd\[kerberos\]"):
+            clock.result(directory.find("alice"))
+        assert server.asked.total() == 0
+        assert directory.status()[0].rests == 0  # no controller is to blame
+
+    def test_sasl_that_a_controller_does_not_take(self, server: FakeDirectory, ca: LabCA) -> None:
+        server.answer = _answer(bind=lambda: 7)  # authMethodNotSupported
+        with pytest.raises(ControllerFault, match="authMethodNotSupported"):
+            _opened(server, ca).bind_sasl("GSSAPI", _says(b"token"))
+
+    def test_sasl_that_goes_on_for_ever(self, server: FakeDirectory, ca: LabCA) -> None:
+        server.answer = _answer(bind=lambda: 14)  # saslBindInProgress
+        with pytest.raises(ControllerFault, match="wants more"):
+            _opened(server, ca).bind_sasl("GSSAPI", _says(b"token", b"last"))
+
+    def test_sasl_that_is_refused(self, server: FakeDirectory, ca: LabCA) -> None:
+        server.answer = _answer(bind=lambda: 49)
+        refused = _opened(server, ca).bind_sasl("GSSAPI", _says(b"token"))
+        assert refused is not None
+
+    @pytest.mark.parametrize("sicken", [hangs_at_the_bind, closes_at_the_bind])
+    def test_sasl_without_an_answer(
+        self, server: FakeDirectory, ca: LabCA, sicken: Callable[[FakeDirectory], None]
+    ) -> None:
+        sicken(server)
+        connection = _opened(server, ca)
+        connection.limit(time.monotonic() + TIMEOUT)
+        with pytest.raises(ControllerFault):
+            connection.bind_sasl("GSSAPI", _says(b"token"))
+
+
+def _opened(server: FakeDirectory, ca: LabCA) -> Connection:
+    connector = Connector(settings.Directory(ca=ca.path), Searcher(KeytabAccount(None)))
+    until = time.monotonic() + SLACK
+    return connector.open(Controller("localhost", server.port, True), (IPv4Address("127.0.0.1"),), until)
+
+
+def _says(*words: bytes) -> Generator[bytes, bytes, None]:
+    for word in words:
+        yield word  # noqa: UP028  # a tuple takes no answers

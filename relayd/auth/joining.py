@@ -332,8 +332,13 @@ class Joining:
         changed = {name: pair for name, pair in wanted.items() if pair[0] != pair[1]}
         if changed:
             before = {name: pair[1] for name, pair in changed.items()}
-            self._undo.append((f"{', '.join(changed)} of {dn}", lambda: self._live.replace(dn, before)))
-            self._live.replace(dn, {name: pair[0] for name, pair in changed.items()})
+            undo = (f"{', '.join(changed)} of {dn}", lambda: self._live.replace(dn, before))
+            self._undo.append(undo)
+            try:
+                self._live.replace(dn, {name: pair[0] for name, pair in changed.items()})
+            except NotAllowed:  # one modification: nothing of it was done
+                self._undo.remove(undo)
+                raise
         unicode_password = {"unicodePwd": [password_octets(password)]}
         self._settled(lambda: self._live.replace(dn, unicode_password), dn, password)
         self._undo.append((f"the password of {dn}", _never))

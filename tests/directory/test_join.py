@@ -368,6 +368,17 @@ class TestReuse:
         assert list(found.values()) == [[b"4096"], [b"24"], [b"prestaged.lab.example"]]
         assert accepted(host.keytab, ticket(changed, "smtp/prestaged.lab.example")) == "alice@LAB.EXAMPLE"
 
+    def test_who_may_not_write_its_names_has_nothing_to_take_back(self, changed: DirectoryLab, tmp_path: Path) -> None:
+        host = Host(changed, tmp_path, "anothers")
+        host.joined()
+        keys, before = host.keytab.read_bytes(), changed.attributes("ANOTHERS$", "servicePrincipalName", "pwdLastSet")
+        said = host.refused(1, "--reuse", "--spn-host", "never.lab.example", user="alice")
+        assert f"cannot write servicePrincipalName of {host.dn}" in said
+        assert "not taken back" not in said
+        assert changed.attributes("ANOTHERS$", *before) == before
+        assert host.keytab.read_bytes() == keys
+        assert host.files == NONE_LEFT | {"relayd.keytab", "relayd.secret"}
+
     @pytest.mark.usefixtures("kerberos")
     def test_keys_of_an_account_that_is_gone_are_no_keys_of_the_new_one(
         self, changed: DirectoryLab, tmp_path: Path

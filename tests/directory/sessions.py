@@ -37,11 +37,18 @@ class Session:
     :param leaf: its certificate.
     """
 
-    def __init__(self, lab: DirectoryLab, relay: Relay, source: str = "127.0.0.1", leaf: Leaf | None = None) -> None:
+    def __init__(
+        self,
+        lab: DirectoryLab,
+        relay: Relay,
+        source: str = "127.0.0.1",
+        leaf: Leaf | None = None,
+        listener: str = "smtp",
+    ) -> None:
         context = ssl.create_default_context(cafile=str(lab.ca))
         if leaf is not None:
             context.load_cert_chain(leaf.chain, leaf.key)
-        self.raw = Raw(relay.port(), source=source)
+        self.raw = Raw(relay.port(listener), source=source)
         try:
             self.raw.say(b"EHLO client.example")
             self.raw.starttls(context)
@@ -103,6 +110,15 @@ class Session:
 
     def rcpt(self, recipient: str) -> Answer:
         return _answer(self.raw.say(f"RCPT TO:<{recipient}>".encode()))
+
+    def send(self, sender: str, recipient: str) -> Answer:
+        """A message; what refuses it, or what takes it in the end."""
+        answer = self.mail(sender)
+        if answer.code == 250:
+            answer = self.rcpt(recipient)
+        if answer.code == 250:
+            answer = _answer(self.raw.say(b"DATA", b"Subject: hello\r\n\r\nIt works.\r\n."))
+        return answer
 
     def _exchange(self, mechanism: bytes, context: Any, answer: Callable[[Any, bytes], bytes]) -> Answer:
         reply = self._auth(mechanism, context.step())

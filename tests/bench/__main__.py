@@ -1,4 +1,6 @@
-"""``make bench``: measures, and prints the tables of docs/performance.md."""
+"""``make bench``: measures, and prints the tables of docs/performance.md. The word ``authentication`` in front measures
+that: see `tests.bench.authentication`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+from tests.bench import authentication
 from tests.bench.machine import facts
 from tests.bench.scenarios import SCENARIOS, Result, Scenario, measure
 from tests.bench.servers import SERVERS, Server
@@ -19,7 +22,9 @@ from tests.lab.postfix import SmtpSink
 Results = dict[tuple[str, str], list[Result]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["authentication"]:
+        return authentication.main(arguments[1:])
     options = _options(arguments)
     chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
     servers = [name for name in SERVERS if name in (options.server or SERVERS)]
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", "-n", type=int, default=3, help="each scenario so many times (3)")
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios whose name has TEXT in it")
@@ -122,4 +127,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

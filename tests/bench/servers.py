@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from tests.bench.machine import session_members
@@ -39,6 +41,8 @@ class RelaydServer:
     """``twistd relayd`` as an administrator starts it, with the limits raised that one client would hit.
 
     :param command: what runs it, before twistd's own arguments; a profiler may stand here.
+    :param config: another configuration than this one, which relays to *next_hop*.
+    :param environment: what is added to the environment.
     """
 
     CONFIG = """\
@@ -68,19 +72,27 @@ format = "json"
 file = "log"
 """
 
-    def __init__(self, next_hop: NextHop, directory: Path, command: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        next_hop: NextHop,
+        directory: Path,
+        command: Sequence[str] = (),
+        *,
+        config: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="relayd-", dir=directory))
-        config = self.directory / "relayd.toml"
-        config.write_text(self.CONFIG % next_hop)
+        file = self.directory / "relayd.toml"
+        file.write_text(config or self.CONFIG % next_hop)
         twistd = Path(sys.executable).with_name("twistd")
         with (self.directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
-                [*command, str(twistd), "--nodaemon", "--pidfile=", "relayd", "--config", str(config)],
+                [*command, str(twistd), "--nodaemon", "--pidfile=", "relayd", "--config", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env=ENVIRONMENT,
+                env={**ENVIRONMENT, **environment},
                 start_new_session=True,
             )
         self.port = wait_for(self._listening, "relayd to be ready", 30)

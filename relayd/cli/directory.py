@@ -68,7 +68,8 @@ def _moment(seconds: float) -> str:
 def _show(context: Context, searcher: str, probes: tuple[Probe, ...], domain: Domain | None) -> None:
     if domain is not None:
         called = f" ({domain.netbios})" if domain.netbios else ""
-        context.console.print(f"domain {domain.dns}{called}, searched below {domain.base} by {searcher}", markup=False)
+        where = f"below {domain.base}" if domain.base else "in all of the forest"
+        context.console.print(f"domain {domain.dns}{called}, searched {where} by {searcher}", markup=False)
         context.console.print()
     columns = ("CONTROLLER", "ADDRESS", "CERTIFICATE", "CONNECT", "BIND", "SEARCH", "")
     context.table(

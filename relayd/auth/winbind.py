@@ -65,6 +65,7 @@ _REFUSALS: Final = MappingProxyType(
         "NT_STATUS_INVALID_WORKSTATION": False,
         "NT_STATUS_LOGON_NOT_GRANTED": False,
         "NT_STATUS_LOGON_TYPE_NOT_GRANTED": False,
+        "NT_STATUS_NOT_FOUND": True,  # of Samba's controller (4.17): the name was a UPN, the password is wrong
         "NT_STATUS_NTLM_BLOCKED": False,
         "NT_STATUS_PASSWORD_EXPIRED": False,
         "NT_STATUS_PASSWORD_MUST_CHANGE": False,

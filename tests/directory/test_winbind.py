@@ -123,6 +123,10 @@ class TestWho:
     def test_another_upn_suffix(self, judge: Judge) -> None:
         assert judge.let_in("carol@corp.example")["name"] == "carol"
 
+    def test_a_wrong_password_of_a_user_principal_name(self, judge: Judge) -> None:
+        """Samba's controller has a status of its own for it."""
+        assert judge("carol@corp.example", "wrong")["counted"] is True
+
     def test_a_computer(self, judge: Judge) -> None:
         principal = judge.let_in(f"LAB\\{domain.COMPUTER}")
         assert principal["name"] == domain.COMPUTER

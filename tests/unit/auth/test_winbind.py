@@ -175,6 +175,7 @@ class TestVerdicts:
             ("NT_STATUS_LOGON_FAILURE", True),
             ("NT_STATUS_WRONG_PASSWORD", True),
             ("NT_STATUS_NO_SUCH_USER", True),
+            ("NT_STATUS_NOT_FOUND", True),
             ("NT_STATUS_ACCOUNT_DISABLED", False),
             ("NT_STATUS_ACCOUNT_LOCKED_OUT", False),
             ("NT_STATUS_PASSWORD_MUST_CHANGE", False),

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as File
+from unicodedata import normalize
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -25,6 +26,8 @@ from ldap3.protocol.sasl.sasl import sasl_prep
 
 #: Characters of the longest name of an account.
 LONGEST_NAME = 255
+#: Characters of the longest name or password that is looked at: SASLprep takes seconds for 64 KiB of combining marks.
+LONGEST_TEXT = 512
 
 
 class AccountsFileError(Exception):
@@ -48,8 +51,10 @@ class Account:
 def prepared(text: str) -> str:
     """*text* by SASLprep (RFC 4013).
 
-    :raises ValueError: it holds what SASLprep prohibits.
+    :raises ValueError: it holds what SASLprep prohibits, or is too long.
     """
+    if len(text) > LONGEST_TEXT or len(normalize("NFKC", text)) > LONGEST_TEXT:  # that makes 18 of some characters
+        raise ValueError(f"not allowed in a name or password: more than {LONGEST_TEXT} characters")
     try:
         return str(sasl_prep(text))
     except LDAPExceptionError as error:

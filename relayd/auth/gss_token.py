@@ -1,12 +1,14 @@
 """What a token of GSS-API is, seen from outside (RFC 2743 3.1): its mechanism, the Kerberos token in it, its ticket.
 
-For choosing who takes a token, and for the log when it was refused; who authenticated is never read here. The decoders
-are pyspnego's, which let whatever out that their arithmetic on odd octets comes to: here it is ValueError alone.
+For choosing who takes a token, and for the log when it was refused; who authenticated is never read here. Anybody may
+send them, so they are read by :mod:`relayd.auth.der`, level by level.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+from relayd.auth import der
 
 __all__ = ["KERBEROS", "NTLMSSP", "SPNEGO", "kerberos_token", "mechanism", "request", "ticket"]
 
@@ -14,25 +16,34 @@ KERBEROS: Final = "1.2.840.113554.1.2.2"
 SPNEGO: Final = "1.3.6.1.5.5.2"
 NTLMSSP: Final = "1.3.6.1.4.1.311.2.2.10"
 
+_INITIAL_CONTEXT_TOKEN: Final = 0x60  # RFC 2743 3.1
+_NEG_TOKEN_INIT, _NEG_TOKEN_RESP = 0xA0, 0xA1  # RFC 4178 4.2
+_TOK_ID: Final = 2  # octets, RFC 4121 4.1
+# RFC 4120: the applications' tags, and those of the fields that are read.
+_AP_REQ, _AP_REQ_TICKET = 0x6E, 0xA3  # 5.5.1
+_TICKET, _REALM, _SNAME, _ENC_PART = 0x61, 0xA1, 0xA2, 0xA3  # 5.3
+_NAME_STRING: Final = 0xA1  # 5.2.2
+_KVNO: Final = 0xA1  # 5.2.9
+
+#: No principal's name has more components.
+_MOST_COMPONENTS: Final = 16
+
 
 def mechanism(token: bytes) -> str:
     """The object identifier of the mechanism of an initial *token*.
 
     :raises ValueError: it is no initial token of GSS-API's, nor NTLM's own.
     """
-    from spnego._asn1 import unpack_asn1, unpack_asn1_object_identifier
-
     if token.startswith(b"NTLMSSP\0"):
         return NTLMSSP
-    if token.startswith(b"\xa0"):
+    if token[:1] == bytes((_NEG_TOKEN_INIT,)):
         return SPNEGO  # a NegTokenInit without its frame, which MIT takes too
-    if not token.startswith(b"\x60"):
+    if token[:1] != bytes((_INITIAL_CONTEXT_TOKEN,)):
         raise ValueError("no token of GSS-API")
     try:
-        frame, _ = unpack_asn1(token)
-        return str(unpack_asn1_object_identifier(unpack_asn1(frame.b_data)[0]))
-    except Exception as error:
-        raise ValueError(f"a token without a mechanism ({type(error).__name__})") from None
+        return der.oid(_framed(token)[0])
+    except ValueError as error:
+        raise ValueError(f"a token without a mechanism: {error}") from None
 
 
 def kerberos_token(token: bytes) -> bytes:
@@ -40,23 +51,22 @@ def kerberos_token(token: bytes) -> bytes:
 
     :raises ValueError: none, or cut short.
     """
-    from spnego._spnego import NegTokenInit, NegTokenResp, unpack_token
+    from relayd.auth import spnego
 
-    _whole(token)
-    try:
-        outer = unpack_token(token)
-    except Exception as error:
-        raise ValueError(f"a malformed frame ({type(error).__name__})") from None
-    if isinstance(outer, NegTokenInit):
-        inner = outer.mech_token
-    elif isinstance(outer, NegTokenResp):
-        inner = outer.response_token
+    (tag, _), rest = der.element(token)
+    if rest:
+        raise ValueError(f"{len(rest)} octets behind the end of the token")
+    if tag == _NEG_TOKEN_RESP:
+        inner = spnego.parse_answer(token).token
+    elif tag == _NEG_TOKEN_INIT:
+        inner = spnego.parse_unframed(token).token
+    elif offer := spnego.parse_offer(token):
+        inner = offer.token
     else:
         return token
     if not inner:
         raise ValueError("SPNEGO without a token of its mechanism")
-    _whole(inner)
-    return bytes(inner)
+    return inner
 
 
 def request(token: bytes) -> bytes:
@@ -64,15 +74,9 @@ def request(token: bytes) -> bytes:
 
     :raises ValueError: there is none.
     """
-    from spnego._spnego import InitialContextToken, unpack_token
-
-    try:
-        frame = unpack_token(token, unwrap=True)
-    except Exception as error:
-        raise ValueError(f"a malformed frame ({type(error).__name__})") from None
-    if not isinstance(frame, InitialContextToken):
-        raise ValueError("a Kerberos message without its frame")
-    return bytes(frame.inner_context_token[2:])  # behind TOK_ID
+    mechanism, message = _framed(token)
+    der.oid(mechanism)
+    return message[_TOK_ID:]
 
 
 def ticket(token: bytes) -> str:
@@ -80,29 +84,29 @@ def ticket(token: bytes) -> str:
 
     :raises ValueError: there is no AP-REQ (RFC 4120 5.5.1) in it.
     """
-    from spnego._asn1 import unpack_asn1
-    from spnego._kerberos import KerberosV5Msg, KrbApReq
-
     try:
-        message = KerberosV5Msg.unpack(unpack_asn1(unpack_asn1(request(token))[0].b_data)[0])
-        assert isinstance(message, KrbApReq)
-        service = b"/".join(message.ticket.sname.value) + b"@" + message.ticket.realm
-        return f"{_printable(service)}, kvno {message.ticket.enc_part.kvno}"
-    except Exception as error:
-        raise ValueError(f"no AP-REQ ({type(error).__name__})") from None
+        message = der.fields(der.whole(request(token), _AP_REQ))
+        fields = der.fields(der.whole(message[_AP_REQ_TICKET], _TICKET))
+        components = der.children(der.fields(fields[_SNAME])[_NAME_STRING], _MOST_COMPONENTS)
+        service = b"/".join(content for _, content in components)
+        realm = der.whole(fields[_REALM], der.GENERAL_STRING)
+        encrypted = der.fields(fields[_ENC_PART])
+        version = f"kvno {der.integer(encrypted[_KVNO])}" if _KVNO in encrypted else "no kvno"
+    except KeyError:
+        raise ValueError("no AP-REQ: a field is missing") from None
+    except ValueError as error:
+        raise ValueError(f"no AP-REQ: {error}") from None
+    return f"{_printable(service + b'@' + realm)}, {version}"
+
+
+def _framed(token: bytes) -> tuple[der.Element, bytes]:
+    """The OID of an initial token, and what it frames.
+
+    :raises ValueError: it has no frame.
+    """
+    return der.element(der.whole(token, _INITIAL_CONTEXT_TOKEN))
 
 
 def _printable(name: bytes) -> str:
     # Anybody may write anything there, and the log shall stay readable.
     return name[:256].decode("latin-1").encode("unicode_escape").decode("ascii")
-
-
-def _whole(token: bytes) -> None:
-    """:raises ValueError: *token* is longer or shorter than its outermost DER value says (X.690 8.1.3)."""
-    short = token[1:2]
-    if not short:
-        raise ValueError("an empty token")
-    octets = short[0] & 0x7F if short[0] & 0x80 else 0
-    length = int.from_bytes(token[2 : 2 + octets], "big") if octets else short[0]
-    if len(token) != 2 + octets + length:
-        raise ValueError(f"a token of {len(token)} octets that says it has {2 + octets + length}")

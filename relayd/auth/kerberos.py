@@ -386,8 +386,8 @@ class KerberosContext:
 
 
 def _text(error: GSSError) -> str:
-    # It may hold names out of the token, and zeros.
-    text = " ".join(error.get_all_statuses(error.min_code, False))
+    # It may hold names out of the token, of any length, and zeros.
+    text = " ".join(error.get_all_statuses(error.min_code, False))[:512]
     return "".join(letter if letter.isprintable() else "?" for letter in text.rstrip("\0"))
 
 

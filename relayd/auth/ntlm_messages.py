@@ -44,6 +44,8 @@ _SIGNATURE = b"NTLMSSP\0"
 _EPOCH = 116_444_736_000_000_000
 #: Octets of NTLMv2_RESPONSE: the proof, and NTLMv2_CLIENT_CHALLENGE before its pairs (MS-NLMP 2.2.2.7, 2.2.2.8).
 _PROOF, _FIXED = 16, 28
+#: MS-NLMP 2.2.2.1 knows eleven pairs.
+_MOST_PAIRS: Final = 64
 #: What a client may choose. NTLM, target and target info are added, what belongs to LM and datagrams is not.
 _CHOICES = (
     NegotiateFlags.key_56
@@ -255,11 +257,11 @@ def _pairs(octets: bytes) -> Mapping[int, bytes]:
         at += 4
         if pair == AvId.eol:
             return MappingProxyType(found)
-        if pair in found or at + length > len(octets):
+        if pair in found or len(found) == _MOST_PAIRS or at + length > len(octets):
             break
         found[pair] = octets[at : at + length]
         at += length
-    raise Fault(_MALFORMED, "NTLM target info is cut short, or says something twice")
+    raise Fault(_MALFORMED, "NTLM target info is cut short, too long, or says something twice")
 
 
 def _insist(octets: bytes, kind: MessageType, shortest: int) -> None:

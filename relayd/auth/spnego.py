@@ -1,7 +1,7 @@
 """SPNEGO, the acceptor's side (RFC 4178, MS-SPNG), as far as relayd speaks it itself: to choose NTLM, and to carry it.
 
-A negotiation that ends in Kerberos is the GSS library's (:mod:`relayd.auth.kerberos`). pyspnego writes the tokens.
-They are read here: its reader takes what is cut short, and works for most of a second on 64 KiB of small elements.
+A negotiation that ends in Kerberos is the GSS library's (:mod:`relayd.auth.kerberos`). pyspnego writes the tokens;
+what a stranger wrote is read by :mod:`relayd.auth.der`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from spnego._asn1 import unpack_asn1_object_identifier
 from spnego._context import GSSMech
 from spnego._spnego import NegState, NegTokenResp
 
-__all__ = ["NTLMSSP", "Answer", "Offer", "challenge", "parse_answer", "parse_offer"]
+from relayd.auth import der
+
+__all__ = ["NTLMSSP", "Answer", "Offer", "challenge", "parse_answer", "parse_offer", "parse_unframed"]
 
 #: How every NTLM message begins (MS-NLMP 2.2.1).
 NTLMSSP: Final = b"NTLMSSP\0"
@@ -25,14 +26,13 @@ _NTLM: Final[str] = GSSMech.ntlm.value
 _SPNEGO: Final = b"\x06\x06\x2b\x06\x01\x05\x05\x02"
 
 # Tags (X.690 8.1.2).
-_OCTET_STRING, _OID, _SEQUENCE = 0x04, 0x06, 0x30
 _INITIAL_CONTEXT_TOKEN = b"\x60"  # RFC 2743 3.1
 _NEG_TOKEN_INIT, _NEG_TOKEN_RESP = 0xA0, 0xA1  # RFC 4178 4.2
 _MECH_TYPES, _MECH_TOKEN = 0xA0, 0xA2  # 4.2.1
 _RESPONSE_TOKEN, _RESP_MIC = 0xA2, 0xA3  # 4.2.2
 
-#: Nobody offers more mechanisms, one with a longer OID, or says more of a token than that.
-_MOST_MECHANISMS, _LONGEST_OID, _MOST_FIELDS = 64, 64, 16
+#: Nobody offers more.
+_MOST_MECHANISMS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +83,25 @@ def parse_offer(octets: bytes) -> Offer | None:
     """
     if octets[:1] != _INITIAL_CONTEXT_TOKEN or _SPNEGO not in octets[2 : 2 + 4 + len(_SPNEGO)]:
         return None
-    token = _whole(octets, _INITIAL_CONTEXT_TOKEN[0]).removeprefix(_SPNEGO)
-    fields = _fields(_whole(token, _NEG_TOKEN_INIT))
-    mech_list = fields.get(_MECH_TYPES, b"")
-    left = _whole(mech_list, _SEQUENCE)
-    mechanisms: list[str] = []
-    while left:
-        if len(mechanisms) == _MOST_MECHANISMS:
-            raise ValueError("SPNEGO: too many mechanisms")
-        mechanism, left = _element(left)
-        mechanisms.append(_oid(mechanism))
-    return Offer(tuple(mechanisms), _octet_string(fields, _MECH_TOKEN), mech_list)
+    try:
+        token = der.whole(octets, _INITIAL_CONTEXT_TOKEN[0]).removeprefix(_SPNEGO)
+    except ValueError as error:
+        raise ValueError(f"SPNEGO: {error}") from None
+    return parse_unframed(token)
+
+
+def parse_unframed(token: bytes) -> Offer:
+    """Reads a NegTokenInit without the frame of an initial token, as MIT takes it too.
+
+    :raises ValueError: it is malformed.
+    """
+    try:
+        fields = der.fields(der.whole(token, _NEG_TOKEN_INIT))
+        mech_list = fields.get(_MECH_TYPES, b"")
+        mechanisms = tuple(map(der.oid, der.children(mech_list, _MOST_MECHANISMS)))
+        return Offer(mechanisms, _octet_string(fields, _MECH_TOKEN), mech_list)
+    except ValueError as error:
+        raise ValueError(f"SPNEGO: {error}") from None
 
 
 def parse_answer(octets: bytes) -> Answer:
@@ -101,8 +109,11 @@ def parse_answer(octets: bytes) -> Answer:
 
     :raises ValueError: it is malformed.
     """
-    fields = _fields(_whole(octets, _NEG_TOKEN_RESP))
-    return Answer(_octet_string(fields, _RESPONSE_TOKEN), _octet_string(fields, _RESP_MIC))
+    try:
+        fields = der.fields(der.whole(octets, _NEG_TOKEN_RESP))
+        return Answer(_octet_string(fields, _RESPONSE_TOKEN), _octet_string(fields, _RESP_MIC))
+    except ValueError as error:
+        raise ValueError(f"SPNEGO: {error}") from None
 
 
 def challenge(token: bytes, *, first: bool, preferred: bool) -> bytes:
@@ -115,50 +126,5 @@ def challenge(token: bytes, *, first: bool, preferred: bool) -> bytes:
     return NegTokenResp(state, _NTLM if first else None, token or None).pack()
 
 
-# DER (X.690), of lengths that a token can have.
-
-
-def _element(octets: bytes) -> tuple[tuple[int, bytes], bytes]:
-    """The first element, as tag and content, and what stands behind it."""
-    if len(octets) < 2:
-        raise ValueError("SPNEGO: cut short")
-    tag, length, at = octets[0], octets[1], 2
-    if length & 0x80:
-        at += length & 0x7F
-        if not 2 < at <= 6:
-            raise ValueError("SPNEGO: a length of no known form")
-        length = int.from_bytes(octets[2:at], "big")
-    if at + length > len(octets):
-        raise ValueError("SPNEGO: cut short")
-    return (tag, octets[at : at + length]), octets[at + length :]
-
-
-def _whole(octets: bytes, tag: int) -> bytes:
-    """The content of the one element that *octets* are."""
-    (found, content), rest = _element(octets)
-    if found != tag or rest:
-        raise ValueError(f"SPNEGO: tag {tag:#x} expected")
-    return content
-
-
-def _fields(octets: bytes) -> dict[int, bytes]:
-    """The fields of a SEQUENCE of tagged ones; there may be some that RFC 4178 does not know yet."""
-    left = _whole(octets, _SEQUENCE)
-    fields: dict[int, bytes] = {}
-    while left:
-        (tag, content), left = _element(left)
-        if tag in fields or len(fields) == _MOST_FIELDS:
-            raise ValueError(f"SPNEGO: field {tag:#x} twice, or too many")
-        fields[tag] = content
-    return fields
-
-
 def _octet_string(fields: dict[int, bytes], tag: int) -> bytes:
-    return _whole(fields[tag], _OCTET_STRING) if tag in fields else b""
-
-
-def _oid(element: tuple[int, bytes]) -> str:
-    tag, content = element
-    if tag != _OID or not 1 <= len(content) <= _LONGEST_OID or content[-1] & 0x80:
-        raise ValueError("SPNEGO: no OID")
-    return unpack_asn1_object_identifier(content)
+    return der.whole(fields[tag], der.OCTET_STRING) if tag in fields else b""

@@ -102,7 +102,8 @@ class Gssapi:
             # Raw Kerberos, a negotiation that can end in Kerberos, or nothing known: the GSS library tells which.
             return self._kerberos(self._name, self._client)
         if not offer.ntlm:
-            raise UnauthorizedLogin(f"SPNEGO offers neither Kerberos nor NTLM, but {', '.join(offer.mechanisms)}")
+            others = ", ".join(offer.mechanisms[:8])
+            raise UnauthorizedLogin(f"SPNEGO offers neither Kerberos nor NTLM, but {others}")
         return NtlmInSpnego(offer, Ntlm(self._name, self._served(self._ntlm), self._client))
 
     @staticmethod

@@ -72,6 +72,18 @@ def test_names_that_cannot_be(accounts: AccountsFile, name: str) -> None:
     assert not accounts.file.exists()
 
 
+@pytest.mark.parametrize("text", ["x" * 513, "a" + "\u0316\u0300" * 30000, "\ufdfa" * 100, "\ufdfa" * 20000])
+def test_what_nobody_types_is_no_name_and_no_password(accounts: AccountsFile, text: str) -> None:
+    accounts.add("alice", "x" * 512, (), ())
+    assert accounts.verify("alice", "x" * 512)
+    assert accounts.verify("alice", text) is None
+    assert accounts.verify(text, "secret") is None
+    with pytest.raises(ValueError, match="more than 512 characters"):
+        accounts.add("alice", text, (), ())
+    with pytest.raises(ValueError, match="more than 512 characters"):
+        accounts.add(text, "secret", (), ())
+
+
 def test_an_empty_password_is_no_password(accounts: AccountsFile) -> None:
     with pytest.raises(ValueError, match="empty"):
         accounts.add("alice", "", (), ())

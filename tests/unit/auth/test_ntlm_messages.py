@@ -231,6 +231,11 @@ class TestMalformed:
         twice = b"\x06\0\x04\0\x02\0\0\0" + b"\x06\0\x04\0\0\0\0\0" + bytes(8)
         assert "twice" in malformed(answer_of(nt=nt[:44] + twice))
 
+    def test_target_info_without_end(self) -> None:
+        nt = parse_authenticate(answer_of()).nt
+        pairs = b"".join(number.to_bytes(2, "little") + bytes(2) for number in range(1, 16000))
+        assert "too long" in malformed(answer_of(nt=nt[:44] + pairs + bytes(4)))
+
     def test_what_follows_the_end_of_the_target_info_is_not_read(self) -> None:
         nt = parse_authenticate(answer_of()).nt
         message = parse_authenticate(answer_of(nt=nt[:44] + bytes(4) + b"\x06\0\x04\0\x02\0\0\0"))

@@ -65,7 +65,7 @@ class TestOffer:
             spnego.parse_offer(b"\x60\x0c\x06\x06\x2b\x06\x01\x05\x05\x02\xa0\x02\x30\x00")
 
     def test_a_list_that_never_ends(self) -> None:
-        with pytest.raises(ValueError, match="too many mechanisms"):
+        with pytest.raises(ValueError, match="more than 64 elements"):
             spnego.parse_offer(NegTokenInit([NTLM] * 5000).pack())
 
     @given(st.binary(max_size=300))
@@ -100,7 +100,7 @@ class TestAnswer:
 
     def test_fields_without_end(self) -> None:
         fields = b"".join(bytes([tag, 0]) for tag in range(0xA0, 0xBF))
-        with pytest.raises(ValueError, match="too many"):
+        with pytest.raises(ValueError, match="more than 16 elements"):
             spnego.parse_answer(b"\xa1" + bytes([len(fields) + 2]) + b"\x30" + bytes([len(fields)]) + fields)
 
     def test_a_field_twice(self) -> None:

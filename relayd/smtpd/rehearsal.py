@@ -18,6 +18,7 @@ from relayd.auth import PasswordInitiator
 from relayd.model import Client, Fault, Peer, Principal, Reply, Tls
 from relayd.smtpd import replies
 from relayd.smtpd.sasl import Challenge
+from relayd.smtpd.tls import ServerTls
 from relayd.smtpd.virtual_server import VirtualServer, session_id
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -57,7 +58,7 @@ async def rehearse(
     :param mechanism: a SASL mechanism that goes by a password.
     :param run: runs the client's side in a thread.
     """
-    binding = getattr(server.tls, "binding", b"") if server.tls is not None else b""
+    binding = server.tls.binding if isinstance(server.tls, ServerTls) else b""
     client = Client(Peer(ip_address("127.0.0.1")), server.listener.name, tls=Tls("TLSv1.3", "", binding=binding))
     verdict = server.policy.auth(client, mechanism)
     if not verdict.accepted:

@@ -59,6 +59,7 @@ class ServerTls:
     :param key: PEM; may be the same file.
     :param minimum: ``1.0``, ``1.1``, ``1.2`` or ``1.3``.
     :param clients: judges the certificates that clients are then asked for; None: they are not asked.
+    :ivar binding: what clients bind to (RFC 5929 4.1); empty: the certificate defines nothing.
     :raises Fault: a file is not readable, holds no certificate or no key, or the two do not belong together. Its
         detail names the file.
     """
@@ -80,11 +81,11 @@ class ServerTls:
             context.set_options(SSL.OP_NO_TICKET)
             clients.trust(context)
             context.set_verify(SSL.VERIFY_PEER, _judge)
-        self._binding = _binding(context)
+        self.binding = _binding(context)
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         judged = self._clients.judgement() if self._clients is not None else None
-        return _Accepting(self.context, self._binding, judged)
+        return _Accepting(self.context, self.binding, judged)
 
 
 class _Accepting(SSL.Connection):

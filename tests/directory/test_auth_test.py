@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_a_kdc_that_is_away(relay: Relay) -> None:
     code, found = asked(relay, "alice@ELSEWHERE.EXAMPLE", "GSSAPI", "x")
     assert (code, found["verdict"], found["code"]) == (2, "defer", 454)
     assert "ELSEWHERE.EXAMPLE" in str(found["reason"])
+
+
+def test_it_binds_to_the_listeners_channel(lab: DirectoryLab, tmp_path: Path) -> None:
+    config = integrated(lab, '[authentication]\nchannel_binding = "require"')
+    with running(tmp_path, config, env=lab.environment) as relay:
+        for mechanism in SOURCES:
+            code, found = asked(relay, "alice", mechanism, domain.USERS["alice"])
+            assert (code, found["verdict"]) == (0, "accept"), found

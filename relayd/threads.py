@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -34,6 +34,8 @@ class BoundedPool:
     ) -> None:
         self.name = name
         self.pending = 0
+        self._in_turn = 0
+        self._free = DeferredSemaphore(threads)
         self._most = threads + waiting
         self._full = full or Reply.of(451, "4.3.2", "System busy, please try again later")
         self._reactor = reactor
@@ -43,7 +45,7 @@ class BoundedPool:
     def run(self, call: Callable[..., T], *args: object) -> Deferred[T]:
         """The result of ``call(*args)``, made in a thread."""
         if self.pending >= self._most:
-            return fail(Fault(self._full, f"thread pool {self.name} is full ({self.pending} calls)"))
+            return fail(self._refusal(self.pending))
         if not self._started:
             self._pool.start()
             self._started = True
@@ -61,6 +63,26 @@ class BoundedPool:
             lambda success, value: self._reactor.callFromThread(done, success, value), call, *args
         )
         return result
+
+    async def in_turn(self, begin: Callable[[], Awaitable[T]]) -> T:
+        """The result of *begin*, which is called when a thread is free for the one call that it may have under way.
+
+        For those who choose what the thread shall work with: they need not choose before they wait.
+        """
+        if self._in_turn >= self._most:
+            raise self._refusal(self._in_turn)
+        self._in_turn += 1
+        try:
+            await self._free.acquire()
+            try:
+                return await begin()
+            finally:
+                self._free.release()
+        finally:
+            self._in_turn -= 1
+
+    def _refusal(self, calls: int) -> Fault:
+        return Fault(self._full, f"thread pool {self.name} is full ({calls} calls)")
 
     def stop(self) -> None:
         """Waits for the calls that run, and ends the threads."""

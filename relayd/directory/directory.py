@@ -318,6 +318,13 @@ class Directory:
         raise Unavailable("; ".join(reasons), asked)
 
     async def _attempt(self, known: Known, purpose: Purpose, work: Callable[[Connection], T], until: float) -> T:
+        pool = self._recipient_pool if purpose is Purpose.RECIPIENTS else self._pool
+        # In turn, or all who wait for a thread would have a connection of their own, and there would be few idle ones.
+        return await pool.in_turn(partial(self._attempt_now, pool, known, purpose, work, until))
+
+    async def _attempt_now(
+        self, pool: BoundedPool, known: Known, purpose: Purpose, work: Callable[[Connection], T], until: float
+    ) -> T:
         if self._closed:
             raise Unavailable("closed")
         idle = known.take(purpose)
@@ -326,7 +333,6 @@ class Directory:
             use: Callable[[], tuple[Connection, T]] = partial(
                 self._connector.use, idle, known.controller, addresses, purpose, work, until
             )
-            pool = self._recipient_pool if purpose is Purpose.RECIPIENTS else self._pool
             connection, result = await pool.run(use)
         except Unavailable:
             raise

@@ -1,6 +1,7 @@
 """The bounded pool: results, failures, and an answer at once when it is full."""
 
 import threading
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -66,4 +67,23 @@ def test_a_full_pool_says_so_at_once_and_recovers(inbox: Inbox) -> None:
     assert inbox.until(second) is True
     assert inbox.until(pool.run(gate.is_set)) is True
     assert pool.pending == 0
+    pool.stop()
+
+
+def test_who_works_in_turn_chooses_when_a_thread_is_free(inbox: Inbox) -> None:
+    pool = BoundedPool("test", inbox, threads=1, waiting=1)  # type: ignore[arg-type]
+    begun: list[int] = []
+
+    async def begin(number: int) -> int:
+        begun.append(number)
+        return (await pool.run(divmod, number, 1))[0]
+
+    first, second, third = (Deferred.fromCoroutine(pool.in_turn(partial(begin, number))) for number in (1, 2, 3))
+    assert begun == [1]
+    refused = inbox.until(third)
+    assert isinstance(refused, Failure)
+    assert refused.check(Fault)
+    assert (inbox.until(first), inbox.until(second)) == (1, 2)
+    assert begun == [1, 2]
+    assert inbox.until(Deferred.fromCoroutine(pool.in_turn(partial(begin, 4)))) == 4
     pool.stop()

@@ -212,6 +212,15 @@ class TestReuse:
         assert server.connections == 2  # one searches, one checks
         assert server.asked["bind", SEARCHER] == 1
 
+    def test_many_at_once_have_no_more_connections_than_there_are_threads(
+        self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory
+    ) -> None:
+        directory = make(server.url, threads=2, waiting=30)
+        alice = found(clock, directory, "alice")
+        asked = [Deferred.fromCoroutine(directory.verify(alice, b"wonderland")) for _ in range(20)]
+        assert clock.result(fired(gatherResults(asked))) == [None] * 20
+        assert server.connections <= 3  # one of them searched
+
     def test_what_is_asked_is_counted(self, clock: ThreadedClock, server: FakeDirectory, make: MakeDirectory) -> None:
         directory = make("ldaps://localhost:1", server.url)
         assert directory.operations() == Operations()

@@ -63,6 +63,11 @@ _TYPES: Final = MappingProxyType(
 )
 _QUOTED: Final = re.compile(r'[,+="\n<>#;]|^\s|\s$')
 
+#: Octets of the largest certificate whose subject is spelled for the log: anybody may show one of 100 KiB.
+_LARGEST_NAMED: Final = 8192
+#: Octets of the longest SID or UPN in a certificate, with what is around it.
+_LONGEST_VALUE: Final = 1024
+
 #: What cryptography says of a certificate whose insides are not as they should be.
 _UNREADABLE: Final = (
     ValueError,
@@ -97,7 +102,8 @@ class _SecurityExtension(univ.SequenceOf):
 def certificate_name(certificate: x509.Certificate) -> str:
     """The subject of *certificate*, for the log: one line, and not too long."""
     try:
-        name = certificate.subject.rfc4514_string()
+        small = len(certificate.tbs_certificate_bytes) <= _LARGEST_NAMED
+        name = certificate.subject.rfc4514_string() if small else ""
     except _UNREADABLE:
         name = ""
     name = "".join(c if c.isprintable() else "?" for c in name[:200])
@@ -244,6 +250,8 @@ def _closed(state: AccountState) -> str:
 
 
 def _decoded(octets: bytes, kind: Any) -> Any:
+    if len(octets) > _LONGEST_VALUE:
+        raise ValueError("a SID or UPN that is too long")
     try:
         value, rest = decoder.decode(octets, asn1Spec=kind)
     except Exception:  # pyasn1 has more kinds than PyAsn1Error

@@ -76,6 +76,8 @@ class NtlmResponse:
     :ivar mechanism: the SASL mechanism: NTLM, GSSAPI or GSS-SPNEGO.
     :ivar mech_list: in SPNEGO, the DER of the client's mechanism list, which *mech_list_mic* signs (RFC 4178 5);
         both empty outside of SPNEGO, or where the client sent no MIC.
+    :ivar list_in_doubt: NTLM was not the first on that list, so it takes the MIC to know that nobody struck a better
+        mechanism off it; else the MIC is an extra (RFC 4178 5).
     """
 
     exchange: NtlmExchange
@@ -84,6 +86,7 @@ class NtlmResponse:
     client: Client
     mech_list: bytes = b""
     mech_list_mic: bytes = b""
+    list_in_doubt: bool = True
 
 
 class IClientCertificate(ICredentials):

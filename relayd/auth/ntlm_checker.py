@@ -276,13 +276,18 @@ def _insist_on_binding(message: Authenticate, client: Client, rule: str) -> None
 def _prove(account: NtlmAccount, message: Authenticate, credentials: NtlmResponse) -> None:
     """Checks what is signed under the session key.
 
-    :raises UnauthorizedLogin: a signature is wrong.
-    :raises Fault: 454 4.7.0: there is one, and the backend gave no key to check it with.
+    :raises UnauthorizedLogin: a signature is wrong; or SPNEGO needs one that never can be checked, since the backend
+        gives no key: trying again would not help.
+    :raises Fault: 454 4.7.0: there is a MIC that neither the backend nor a key of its has checked.
     """
     key = account.exported_key or (exported_session_key(account.session_key, message) if account.session_key else b"")
     if not key:
-        if (message.has_mic and not account.checked) or credentials.mech_list_mic:
-            raise Fault(_UNAVAILABLE, "there is no session key to check the client's signatures with")
+        if message.has_mic and not account.checked:
+            raise Fault(_UNAVAILABLE, "there is no session key to check the client's MIC with")
+        if credentials.mech_list_mic and credentials.list_in_doubt:
+            raise UnauthorizedLogin(
+                "SPNEGO: NTLM was not the first choice, and there is no session key to check the mechListMIC with"
+            )
         return
     if message.has_mic:
         wanted = message_mic(key, credentials.exchange.negotiate, credentials.exchange.challenge, message)

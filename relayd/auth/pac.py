@@ -6,6 +6,7 @@ The ticket's service key signs it; whoever calls the decoders here has that sign
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -147,36 +148,35 @@ class _Ndr:
             raise ValueError("a string of KERB_VALIDATION_INFO is longer than its array")
         return _text(self.take(2 * actual)[:length])
 
-    def _array(self, count: int) -> None:
+    def _pairs(self, count: int) -> Iterator[tuple[int, int]]:
+        """An array of *count* pairs of 32-bit numbers."""
         if self.u32() != count or count > MOST_SIDS:
             raise ValueError("a list of KERB_VALIDATION_INFO is longer or shorter than it says")
+        return struct.iter_unpack("<II", self.take(8 * count))
 
     def memberships(self, pointer: int, count: int) -> list[int]:
         """The RIDs of GROUP_MEMBERSHIPs (MS-PAC 2.2.2) that are enabled."""
         if not pointer:
             return []
-        self._array(count)
-        pairs = [(self.u32(), self.u32()) for _ in range(count)]
-        return [rid for rid, attributes in pairs if _counts(attributes)]
+        return [rid for rid, attributes in self._pairs(count) if _counts(attributes)]
 
     def sids(self, pointer: int, count: int) -> list[tuple[str, bool]]:
         """The SIDs of KERB_SID_AND_ATTRIBUTES (MS-PAC 2.2.1), and whether each is enabled."""
         if not pointer:
             return []
-        self._array(count)
-        pairs = [(self.u32(), self.u32()) for _ in range(count)]
+        pairs = self._pairs(count)
         return [(self.sid(), _counts(attributes)) for there, attributes in pairs if there]
 
     def sid(self) -> str:
         """An RPC_SID (MS-DTYP 2.4.2.3)."""
         count = self.u32()
-        revision, subs = self.take(2)
+        revision, subs, *top_octets = self.take(8)
         if revision != 1 or subs != count or not 1 <= subs <= 15:
             raise ValueError("an odd SID in KERB_VALIDATION_INFO")
-        authority = int.from_bytes(self.take(6), "big")
+        authority = int.from_bytes(top_octets, "big")
         # MS-DTYP 2.4.2.1: a large authority is written in hexadecimal.
         top = str(authority) if authority < 1 << 32 else f"{authority:#014x}"
-        return "-".join(("S-1", top, *(str(self.u32()) for _ in range(subs))))
+        return "-".join(("S-1", top, *map(str, struct.unpack(f"<{subs}I", self.take(4 * subs)))))
 
 
 def _counts(attributes: int) -> bool:

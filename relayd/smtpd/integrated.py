@@ -272,11 +272,13 @@ class Ntlm:
         self._exchange = await self._backend.begin(negotiate)
         return self._exchange.challenge
 
-    def answer(self, authenticate: bytes, mech_list: bytes = b"", mic: bytes = b"") -> Done:
-        """What the client says to it."""
+    def answer(
+        self, authenticate: bytes, mech_list: bytes = b"", mic: bytes = b"", list_in_doubt: bool = False
+    ) -> Done:
+        """What the client says to it; the rest is SPNEGO's, as in :class:`NtlmResponse`."""
         assert self._exchange is not None
         self.user = _claimed(authenticate)
-        return Done(NtlmResponse(self._exchange, authenticate, self._name, self._client, mech_list, mic))
+        return Done(NtlmResponse(self._exchange, authenticate, self._name, self._client, mech_list, mic, list_in_doubt))
 
     def close(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -325,12 +327,13 @@ class NtlmInSpnego:
 
     def _authenticate(self, response: bytes) -> Step:
         answer = _answer(response)
+        in_doubt = not self._offer.prefers_ntlm
         if not answer.mic:
-            if not self._offer.prefers_ntlm:
+            if in_doubt:
                 # Somebody may have struck the better mechanisms off the list (RFC 4178 5).
                 raise UnauthorizedLogin("SPNEGO: NTLM was not the first choice, and no mechListMIC proves the list")
             return self._ntlm.answer(answer.token)
-        return self._ntlm.answer(answer.token, self._offer.mech_list, answer.mic)
+        return self._ntlm.answer(answer.token, self._offer.mech_list, answer.mic, in_doubt)
 
 
 def _answer(response: bytes) -> spnego.Answer:

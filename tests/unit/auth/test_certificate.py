@@ -145,6 +145,8 @@ class TestSid:
             b"S-1-5-21-1-2-3-1001",
             b"\x30\x03\x82\x01a",  # a dNSName
             bytes.fromhex("3018a01606052b0601040101a00d040b") + b"S-1-5-21-1-",
+            b"\x30\x82\xea\x60" + b"\xa0\x00" * 30000,
+            b"\x30\x82\xea\x60\xa0\x82\xea\x5c\x06\x82\xea\x58" + b"\x01" * 60000,
         ],
     )
     def test_unreadable(self, setting: Setting, octets: bytes) -> None:
@@ -267,7 +269,7 @@ class TestUpn:
         tls = Tls("TLSv1.3", "", certificate=certificate.public_bytes(Encoding.DER))
         assert "cannot be read" in setting.refused(tls, client_map="upn")
 
-    @pytest.mark.parametrize("value", [b"\x04\x05a@b.c", b"\x0c\x05a@b.c\x00"])
+    @pytest.mark.parametrize("value", [b"\x04\x05a@b.c", b"\x0c\x05a@b.c\x00", b"\x0c\x82\xea\x60" + b"@" * 60000])
     def test_unreadable(self, value: bytes) -> None:
         other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), value)
         with pytest.raises(ValueError, match=r".*"):
@@ -349,9 +351,15 @@ class TestName:
     def test_without_a_subject(self) -> None:
         assert certificate_name(_Named(x509.Name([]))) == "certificate ff"  # type: ignore[arg-type]
 
+    def test_of_one_that_is_too_large_to_be_spelled(self) -> None:
+        novel = x509.SubjectAlternativeName([x509.DNSName(f"{number}.corp.example") for number in range(1000)])
+        assert certificate_name(made(name(), 1, (novel, False))) != "CN=x"
+        assert certificate_name(made(name(), 1, (novel, False))).startswith("certificate ")
+
 
 class _Named:
     serial_number = 0xFF
+    tbs_certificate_bytes = b""
 
     def __init__(self, subject: x509.Name) -> None:
         self.subject = subject

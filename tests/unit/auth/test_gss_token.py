@@ -60,13 +60,19 @@ def nested(tag: int, prefix: bytes = b"") -> bytes:
     return octets
 
 
+def _content(octets: bytes) -> bytes:
+    """Of the one element that *octets* are."""
+    long = octets[1] & 0x7F if octets[1] & 0x80 else 0
+    return octets[2 + long :]
+
+
 class TestMechanism:
     @pytest.mark.parametrize(
         ("octets", "found"),
         [
             (token(), gss_token.KERBEROS),
             (NegTokenInit([gss_token.KERBEROS]).pack(), gss_token.SPNEGO),
-            (b"\xa0\x02\x30\x00", gss_token.SPNEGO),
+            (_content(NegTokenInit([gss_token.KERBEROS]).pack())[8:], gss_token.SPNEGO),  # without its frame
             (b"NTLMSSP\0\1\0\0\0", gss_token.NTLMSSP),
             (framed(b"", b"\x06\x01\x2a"), "1.2"),
         ],
@@ -98,6 +104,12 @@ class TestMechanism:
         with pytest.raises(ValueError, match="without a mechanism"):
             gss_token.mechanism(octets)
 
+    def test_of_spnego_without_end(self) -> None:
+        frame = NegTokenInit([gss_token.KERBEROS] * 5000).pack()
+        for octets in (frame, _content(frame)[8:]):
+            with pytest.raises(ValueError, match="more than 64"):
+                gss_token.mechanism(octets)
+
 
 class TestKerberosToken:
     def test_as_it_is(self) -> None:
@@ -106,7 +118,7 @@ class TestKerberosToken:
     def test_by_spnego(self) -> None:
         first = NegTokenInit([gss_token.KERBEROS], mech_token=token()).pack()
         assert gss_token.kerberos_token(first) == token()
-        assert gss_token.kerberos_token(tlv(0xA0, _content(_content(first)[8:]))) == token()  # without its frame
+        assert gss_token.kerberos_token(_content(first)[8:]) == token()  # without its frame
         assert gss_token.kerberos_token(NegTokenResp(response_token=token()).pack()) == token()
 
     @pytest.mark.parametrize("octets", [NegTokenInit([gss_token.KERBEROS]).pack(), NegTokenResp().pack()])
@@ -205,9 +217,3 @@ def _complain(read: Callable[[bytes], object], octets: bytes) -> None:
         said = str(error)
         assert said.isprintable()
         assert 0 < len(said) < 200
-
-
-def _content(octets: bytes) -> bytes:
-    """Of the one element that *octets* are."""
-    long = octets[1] & 0x7F if octets[1] & 0x80 else 0
-    return octets[2 + long :]

@@ -340,8 +340,24 @@ class TestSignatures:
     def test_a_backend_that_checked_the_mic(self, setting: Setting) -> None:
         setting.controller.keeps_key = setting.controller.checks_mic = True
         assert result(setting.begin(Spnego("CORP\\alice", "secret"))).name == "alice"
-        with pytest.raises(Fault, match="no session key"):
-            result(setting.begin(Spnego("CORP\\alice", "secret"), mech_list=self.LIST))
+
+    def test_a_mechanism_list_that_nobody_can_check_is_taken_where_the_mic_is_an_extra(self, setting: Setting) -> None:
+        setting.controller.keeps_key = setting.controller.checks_mic = True
+        begun = setting.begin(Spnego("CORP\\alice", "secret"), mech_list=self.LIST, list_in_doubt=False)
+        assert result(begun).name == "alice"
+
+    def test_and_refused_where_it_is_needed(self, setting: Setting) -> None:
+        setting.controller.keeps_key = setting.controller.checks_mic = True
+        with pytest.raises(UnauthorizedLogin, match="mechListMIC"):
+            result(setting.begin(Spnego("CORP\\alice", "secret"), mech_list=self.LIST, list_in_doubt=True))
+
+    @pytest.mark.parametrize("in_doubt", [True, False])
+    def test_a_wrong_one_is_refused_wherever_it_can_be_checked(self, setting: Setting, in_doubt: bool) -> None:
+        begun = setting.begin(
+            Spnego("CORP\\alice", "secret"), mech_list=self.LIST, mech_list_mic=bytes(16), list_in_doubt=in_doubt
+        )
+        with pytest.raises(UnauthorizedLogin, match="wrong mechListMIC"):
+            result(begun)
 
     def test_a_client_that_exchanges_no_key_although_it_says_so(self, setting: Setting) -> None:
         client = PlainClient("alice", "secret", flags=FLAGS | NegotiateFlags.key_exch | NegotiateFlags.sign)

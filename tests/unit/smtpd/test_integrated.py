@@ -265,6 +265,7 @@ class TestNtlm:
         response = ntlm_response(exchange.step(answer(RIGHT, b"mic")))
         assert response.mech_list_mic == b"mic"
         assert response.mech_list == pack_mech_type_list([NTLM, NEGOEX])
+        assert not response.list_in_doubt
 
     def test_as_second_choice(self) -> None:
         exchange = Exchange("GSS-SPNEGO")
@@ -273,6 +274,13 @@ class TestNtlm:
         assert told(exchange.step(answer(NEGOTIATE))).response_token == CHALLENGE + b"who are you"
         with pytest.raises(UnauthorizedLogin, match="no mechListMIC"):
             exchange.step(answer(RIGHT))
+
+    def test_as_second_choice_proven(self) -> None:
+        exchange = Exchange("GSS-SPNEGO")
+        exchange.step(offer(b"of negoex", NEGOEX, NTLM))
+        exchange.step(answer(NEGOTIATE))
+        response = ntlm_response(exchange.step(answer(RIGHT, b"mic")))
+        assert (response.mech_list_mic, response.list_in_doubt) == (b"mic", True)
 
     def test_without_a_token_in_hope(self) -> None:
         exchange = Exchange("GSS-SPNEGO")

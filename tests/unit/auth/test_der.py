@@ -65,7 +65,7 @@ class TestSequences:
 
 
 class TestIntegers:
-    @given(st.integers(-(2**63), 2**63 - 1))
+    @given(st.integers(-(2**62), 2**63 - 1))
     def test_as_others_write_them(self, number: int) -> None:
         assert der.integer(encoder.encode(univ.Integer(number))) == number
 

@@ -64,7 +64,7 @@ class Setting:
         listener: str = "smtp",
         binding: bytes | None = None,
         address: str = "192.0.2.7",
-        **more: bytes,
+        **more: Any,
     ) -> Principal:
         tls = None if binding is None else Tls("TLSv1.3", "TLS_AES_256_GCM_SHA384", binding=binding)
         client = Client(Peer(client_address(address)), listener, tls=tls)

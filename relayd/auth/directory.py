@@ -137,7 +137,7 @@ class LdapChecker:
             self._right.put(digest, user.password_set)
             return user
         if refused.wrong_password:
-            self._lockout.failed(user.key, client, limits)
+            self._lockout.failed(user.key, client, limits, refused.failures)
             if user.password_set > 0:  # else a new password could not be told from the old
                 self._wrong.put(digest, (user.password_set, limits.window))
         raise UnauthorizedLogin(str(refused))

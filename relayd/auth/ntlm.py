@@ -22,11 +22,14 @@ class NtlmRefused(UnauthorizedLogin):
 
     :ivar wrong_password: the directory counted a wrong password, or may have: the lockout counts it too. Not so for
         the state of an account (disabled, expired, locked, logon hours), nor for what never reached the directory.
+    :ivar failures: how many the directory counted, or may have.
+    :param unanswered: how often the directory was asked before that, without an answer.
     """
 
-    def __init__(self, reason: str, *, wrong_password: bool = False) -> None:
+    def __init__(self, reason: str, *, wrong_password: bool = False, unanswered: int = 0) -> None:
         super().__init__(reason)
         self.wrong_password = wrong_password
+        self.failures = 1 + unanswered if wrong_password else 0
 
 
 @dataclass(frozen=True, slots=True)

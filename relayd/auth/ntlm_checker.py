@@ -141,7 +141,7 @@ class NtlmChecker:
         try:
             account = await credentials.exchange.verify(credentials.authenticate)
         except NtlmRefused as refused:
-            self._failed(claim, client, int(refused.wrong_password))
+            self._failed(claim, client, refused.failures)
             raise
         except Unavailable as fault:
             self._failed(claim, client, fault.asked)

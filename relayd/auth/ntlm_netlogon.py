@@ -47,7 +47,8 @@ class NetlogonBackend:
                 message.user, message.domain, message.workstation, asked, message.nt, message.lm
             )
         except LogonRefused as refused:
-            raise NtlmRefused(str(refused), wrong_password=refused.wrong_password) from None
+            text, wrong = str(refused), refused.wrong_password
+            raise NtlmRefused(text, wrong_password=wrong, unanswered=refused.unanswered) from None
         return NtlmAccount(
             name=logon.name,
             domain=logon.domain,

@@ -161,10 +161,15 @@ class Directory:
         if not password:
             raise ValueError("an empty password is never bound")
 
+        binds = 0
+
         def bind(connection: Connection) -> Refusal | None:
+            nonlocal binds  # one after the other, in whatever thread
+            binds += 1
             return connection.bind(user.dn, password)
 
-        return await self._run(Purpose.CHECK, bind)
+        refused = await self._run(Purpose.CHECK, bind)
+        return refused and replace(refused, unanswered=binds - 1)
 
     async def has_recipient(self, *addresses: str) -> bool:
         """Whether one of the mail *addresses* is in the directory.

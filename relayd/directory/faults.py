@@ -44,15 +44,22 @@ class Refusal:
     """The directory does not let the account in.
 
     :ivar code: Active Directory's sub-code in hexadecimal (a Win32 error), empty where there is none.
+    :ivar unanswered: binds before it that went out without an answer.
     """
 
     code: str
     text: str
+    unanswered: int = 0
 
     @property
     def wrong_password(self) -> bool:
         """Whether the password may be what is wrong: what a directory counts towards its lockout."""
         return self.code not in REFUSALS or self.code in ("52e", "525")
+
+    @property
+    def failures(self) -> int:
+        """How many the directory counted, or may have."""
+        return 1 + self.unanswered if self.wrong_password else 0
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".strip()

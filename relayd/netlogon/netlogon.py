@@ -20,6 +20,7 @@ from relayd.model import IPAddress, Reply
 from relayd.netlogon.faults import CannotTell, ChannelFault, MachineFault
 from relayd.netlogon.logon import Logon, NetworkLogon
 from relayd.netlogon.secret import Secret
+from relayd.netlogon.statuses import LogonRefused
 from relayd.threads import BoundedPool
 
 __all__ = ["Channel", "Netlogon", "netlogon_missing"]
@@ -210,6 +211,9 @@ class Netlogon:
                 channel = self._channel = self._open(hosts, domain, deadline, spent)
             try:
                 return work(channel, until)
+            except LogonRefused as refused:
+                refused.unanswered = spent.asked
+                raise
             except ChannelFault as fault:
                 self._drop()
                 spent.asked += fault.asked

@@ -82,6 +82,7 @@ class LogonRefused(Exception):
     :ivar status: the NTSTATUS; 0: relayd refuses it.
     :ivar text: says it in words.
     :ivar wrong_password: the password may be what is wrong: what a directory counts towards its lockout.
+    :ivar unanswered: how often a controller was asked before that, without an answer.
     """
 
     def __init__(self, status: int, text: str, wrong_password: bool) -> None:
@@ -89,6 +90,7 @@ class LogonRefused(Exception):
         self.status = status
         self.text = text
         self.wrong_password = wrong_password
+        self.unanswered = 0
 
 
 def judged(status: int) -> LogonRefused | None:

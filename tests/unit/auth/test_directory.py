@@ -324,6 +324,12 @@ class TestLockout:
         for _ in range(10):
             assert code in setting.refused("alice", "secret")
 
+    def test_binds_that_were_lost_before_the_refusal_count_too(self) -> None:
+        setting = Setting(settings=Lockout(auto=False, failures=3, seconds=100.0))
+        setting.directory.refused = Refusal("52e", "wrong password", unanswered=2)
+        setting.refused("alice", "secret")
+        setting.deferred("alice", "another guess")
+
     def test_what_the_administrator_wrote(self) -> None:
         setting = Setting(settings=Lockout(auto=False, failures=2, seconds=100.0))
         for number in range(2):

@@ -271,6 +271,12 @@ class TestLockout:
         setting.controller.fault = None
         assert "too many failures" in setting.deferred()
 
+    def test_answers_that_were_lost_before_the_refusal_count_too(self, setting: Setting) -> None:
+        setting.controller.fault = NtlmRefused("c000006a wrong password", wrong_password=True, unanswered=2)
+        setting.refused()
+        setting.controller.fault = None
+        assert "too many failures" in setting.deferred()
+
     def test_a_right_answer_forgets_and_makes_known(self, setting: Setting) -> None:
         for _ in range(4):
             setting.refused(password="wrong")

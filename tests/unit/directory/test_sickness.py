@@ -165,6 +165,22 @@ def test_sick_when_a_password_is_checked(
     assert caught.value.asked >= 1  # it may have been counted
 
 
+def test_a_refusal_tells_of_binds_that_had_no_answer_before_it(
+    clock: ThreadedClock, make: MakeDirectory, server: FakeDirectory
+) -> None:
+    directory = make(server.url, timeout=TIMEOUT)
+    alice = clock.result(directory.find("alice"))
+    assert alice is not None
+    first = clock.result(directory.verify(alice, b"wrong"))  # leaves an idle connection
+    assert first is not None
+    assert (first.unanswered, first.failures) == (0, 1)
+    answers: list[object] = [ConnectionError]
+    server.answer = lambda kind, name: answers.pop() if kind == "bind" and answers else None
+    again = clock.result(directory.verify(alice, b"wrong"))
+    assert again is not None
+    assert (str(again), again.unanswered, again.failures) == (str(first), 1, 2)
+
+
 class TestCertificates:
     def refused(self, clock: ThreadedClock, directory: Directory, server: FakeDirectory, why: str) -> None:
         with pytest.raises(Unavailable, match=why):

@@ -282,6 +282,14 @@ class TestFailover:
         assert forest.dc1.channels[0].closed
         assert len(forest.dc2.channels) == 1
 
+    def test_a_refusal_tells_of_what_had_no_answer_before_it(
+        self, forest: FakeForest, clock: ThreadedClock, netlogon: Netlogon
+    ) -> None:
+        forest.dc1.answering = [lost(), LogonRefused(0xC000006A, "wrong password", True)]
+        with pytest.raises(LogonRefused) as caught:
+            clock.result(ask(netlogon))
+        assert caught.value.unanswered == 1
+
     def test_one_that_hangs_leaves_time_for_another(
         self, forest: FakeForest, clock: ThreadedClock, netlogon: Netlogon
     ) -> None:

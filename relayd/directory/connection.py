@@ -6,6 +6,7 @@ certificate's name by code that Python no longer has.
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import ssl
@@ -28,6 +29,8 @@ __all__ = ["Connection", "Controller"]
 LONGEST_ANSWER: Final = 16 * 1024 * 1024
 
 Scope = Literal["BASE", "LEVEL", "SUBTREE"]
+
+_TUPLES: Final = re.compile(r"""^(?:\(["'])+|(?:["'],\))+$""")
 
 _SUCCESS, _SIZE_LIMIT, _SASL_IN_PROGRESS, _NO_SUCH_OBJECT = 0, 4, 14, 32  # RFC 4511 A.1
 
@@ -291,5 +294,6 @@ class Connection:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    # ldap3 puts the error that it met into a tuple, and that one's text into another: ("('certificate …',)",)
+    text = _TUPLES.sub("", str(error).strip()).replace("\\'", "'") or type(error).__name__
     return " ".join(text.split())[:300]

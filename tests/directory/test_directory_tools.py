@@ -157,6 +157,7 @@ class TestSick:
         host.configure(ca=f'"{LabCA(tmp_path / "other").path}"')
         (tested,) = host.tested(2)
         assert "certificate verify failed" in tested["fault"]
+        assert "('" not in tested["fault"]
 
     def test_wrong_name(self, host: Host) -> None:
         host.configure(inside=f'servers = ["ldaps://{host.lab.address}"]')

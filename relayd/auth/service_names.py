@@ -89,6 +89,9 @@ def _finding(name: str, accounts: Sequence[Account], keys: Sequence[Key], realm:
     current = tuple(key for key in exact if key.kvno == newest)
     if not holders and optional:
         return Finding(name, holders, current, note="no account has it: clients get no ticket for this name")
+    if optional and not exact and not any(_is_own(holder, keys, realm) for holder in holders):
+        whose = " and ".join(holder.name for holder in holders)
+        return Finding(name, holders, current, note=f"{whose} has it: clients that come here by this name get 454")
     faults = list(_in_directory(holders))
     absent = sorted(spelled - {key.principal for key in exact})
     if absent:
@@ -96,6 +99,11 @@ def _finding(name: str, accounts: Sequence[Account], keys: Sequence[Key], realm:
     if len(holders) == 1 and current:
         faults += _versions(holders[0], newest, current)
     return Finding(name, holders, current, tuple(faults))
+
+
+def _is_own(holder: Account, keys: Sequence[Key], realm: str) -> bool:
+    """Whether the keytab is *holder*'s. A certificate may be for several relays, each with an account of its own."""
+    return f"{holder.name}@{realm}".casefold() in {key.principal.casefold() for key in keys}
 
 
 def _holders(name: str, accounts: Sequence[Account]) -> tuple[Account, ...]:

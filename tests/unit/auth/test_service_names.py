@@ -129,6 +129,16 @@ def test_names_that_nobody_need_have() -> None:
     assert finding.faults
 
 
+def test_a_certificate_that_names_another_relay_too() -> None:
+    """Its account has that name, and this keytab need not; one that is this keytab's account must have the key."""
+    others = replace(OTHER, principals=(NAME,))
+    (finding,) = compare([NAME], (others,), keys(RELAY.name), REALM, optional=[NAME])
+    assert finding.faults == ()
+    assert finding.note.startswith(f"{OTHER.name} has it")
+    (finding,) = compare([NAME], (RELAY,), keys(RELAY.name), REALM, optional=[NAME])
+    assert finding.faults[0].startswith("missing in the keytab")
+
+
 class TestMerge:
     """What a keytab holds after its account got new keys."""
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -76,6 +77,7 @@ class _Answer:
 _Key = tuple[dns.name.Name, str]
 
 
+@lru_cache(maxsize=4096)
 def a_label(domain: str) -> str:
     """*domain* in A-labels, lower case, without its final dot (RFC 5890).
 
@@ -92,6 +94,10 @@ def a_label(domain: str) -> str:
     if parsed == dns.name.root:
         raise NoSuchDomain(domain or "(empty)")
     return domain
+
+
+# The same few names are asked for again and again.
+_parsed = lru_cache(maxsize=4096)(dns.name.from_text)
 
 
 class Resolver:
@@ -175,7 +181,7 @@ class Resolver:
 
         :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
         """
-        answer = await self._ask(dns.name.from_text(a_label(name)), "SRV")
+        answer = await self._ask(_parsed(a_label(name)), "SRV")
         if answer.failure:
             raise _unanswered(name, answer)
         # A host of "." says that the service is not to be had.

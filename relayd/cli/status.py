@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from relayd.cli.context import Context, age, pass_context
@@ -25,12 +28,16 @@ def status(context: Context) -> None:
         click.echo()
         context.table(
             ("CONTROLLER", ""),
-            [
-                (entry["controller"], f"rests for {entry['rests']}s: {entry['why']}" if entry["rests"] else "works")
-                for entry in found["directory"]
-            ],
+            [(entry["controller"], _how(entry)) for entry in found["directory"]],
         )
     click.echo()
     context.table(("QUEUE", ""), sorted(found["queue"].items()))
     click.echo()
     context.table(("SINCE START", ""), sorted(found["totals"].items()))
+
+
+def _how(controller: Mapping[str, Any]) -> str:
+    """One that failed works again only when it was asked again."""
+    if controller["rests"]:
+        return f"rests for {controller['rests']}s: {controller['why']}"
+    return f"failed, and is asked again: {controller['why']}" if controller["why"] else "works"

@@ -20,8 +20,9 @@ from impacket.ntlm import compute_nthash
 
 from relayd.model import IPAddress
 from relayd.netlogon.faults import CannotTell, ChannelFault, MachineFault
-from relayd.netlogon.logon import Logon, NetworkLogon, granted
+from relayd.netlogon.logon import Logon, NetworkLogon
 from relayd.netlogon.rpc import SealedRpc, Transport
+from relayd.netlogon.samlogon import OPERATION, decode_answer, encode_request, granted
 from relayd.netlogon.statuses import MACHINE_REFUSED, OK, TRUSTS, LogonRefused, judged, status_text
 
 __all__ = ["Machine", "SecureChannel"]
@@ -34,11 +35,6 @@ ENDPOINT_MAPPER: Final = 135
 _OFFERED: Final = 0x612F_FFFF
 _NEEDED: Final = 0x0100_0000 | 0x4000_0000
 _WORKSTATION: Final = nrpc.NETLOGON_SECURE_CHANNEL_TYPE.WorkstationSecureChannel
-
-# MS-NRPC 2.2.1.4.15, ParameterControl: computers and controllers have accounts too; nobody becomes a guest.
-_PARAMETERS: Final = 0x20 | 0x800 | 0x10
-_NETWORK: Final = nrpc.NETLOGON_LOGON_INFO_CLASS.NetlogonNetworkInformation
-_SAM_INFO_4: Final = nrpc.NETLOGON_VALIDATION_INFO_CLASS.NetlogonValidationSamInfo4
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +88,8 @@ class SecureChannel:
         :raises CannotTell: no controller of the account's domain can be reached.
         :raises ChannelFault: there is no answer that can be believed; the channel is closed.
         """
-        request = nrpc.NetrLogonSamLogonEx()
-        request["LogonServer"] = NULL
-        request["ComputerName"] = f"{self._machine.computer}\0"
-        request["LogonLevel"] = _NETWORK
-        request["LogonInformation"]["tag"] = _NETWORK
-        network = request["LogonInformation"]["LogonNetwork"]
-        identity = network["Identity"]
-        for name, value in (
-            ("LogonDomainName", asked.domain),
-            ("UserName", asked.account),
-            ("Workstation", asked.workstation),
-        ):
-            identity[name] = value
-            # impacket counts characters; in UTF-16 some take two (MS-DTYP 2.3.10: the length is in octets).
-            octets = len(value.encode("utf-16-le"))
-            identity.fields[name].fields["Length"] = identity.fields[name].fields["MaximumLength"] = octets
-        identity["ParameterControl"] = _PARAMETERS
-        network["LmChallenge"] = asked.challenge
-        network["NtChallengeResponse"] = asked.nt
-        network["LmChallengeResponse"] = asked.lm
-        request["ValidationLevel"] = _SAM_INFO_4
-        request["ExtraFlags"] = 0
-        return self._guarded(lambda: self._judge(request, until), asked=1)
+        stub = encode_request(self._machine.computer, asked)
+        return self._guarded(lambda: self._judge(stub, until), asked=1)
 
     def confirm(self, until: float) -> None:
         """Has the controller confirm under seal what was agreed on in the clear (MS-NRPC 3.4.5.2.10).
@@ -215,21 +190,20 @@ class SecureChannel:
         if capabilities != self._agreed:
             raise ChannelFault(f"flags {self._agreed:08x} came for {capabilities:08x}: somebody wants weaker ones")
 
-    def _judge(self, request: Any, until: float) -> Logon:
+    def _judge(self, stub: bytes, until: float) -> Logon:
         self._limit(until)
-        answer = self._rpc.request(request, checkError=False)
+        self._rpc.call(OPERATION, stub)
+        status, info = decode_answer(self._rpc.recv())
         self.used = time.monotonic()
-        status = int(answer["ErrorCode"])
         if (refused := judged(status)) is not None:
             raise refused
         if status in TRUSTS:
             raise CannotTell(f"{self.host}: {status_text(status)}")
         if status != OK:
             raise ChannelFault(f"NetrLogonSamLogonEx: {status_text(status)}", asked=1)
-        info = answer["ValidationInformation"]
-        if info["tag"] != _SAM_INFO_4 or not hasattr(info["ValidationSam4"], "fields"):
+        if info is None:
             raise ChannelFault("a good status without an account", asked=1)
-        return granted(info["ValidationSam4"])
+        return granted(info)
 
     def _limit(self, until: float) -> None:
         if self._transport is None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
@@ -79,6 +80,8 @@ class Options(usage.Options):
         settings = self.loaded.settings
         faults = [] if self["allow-open-relay"] else [str(found) for found in open_relay(settings)]
         faults += map(str, _as_root(settings))
+        if self["check"] and not faults:
+            faults += map(str, _hidden(settings))
         if faults:
             _end(1, *faults)
         if self["check"]:
@@ -88,6 +91,35 @@ class Options(usage.Options):
 def _end(code: int, *lines: str) -> NoReturn:
     print(*lines, sep="\n", file=sys.stderr if code else sys.stdout, flush=True)
     raise SystemExit(code)
+
+
+def _secrets(settings: Settings) -> Iterator[tuple[str, File]]:
+    """The files that ``server.user`` reads, by their keys; those that are read before root is given up are not."""
+    for key, file in (
+        ("directory.bind_password_file", settings.directory.bind_password_file),
+        ("kerberos.keytab", settings.kerberos.keytab),
+        ("ntlm.secret_file", settings.ntlm.secret_file),
+        ("tls.client_crl", settings.tls.client_crl),
+    ):
+        if file is not None:
+            yield key, file
+    if settings.accounts.file is not None and settings.accounts.file.exists():
+        yield "accounts.file", settings.accounts.file
+
+
+def _hidden(settings: Settings) -> list[ConfigFault]:
+    """Secrets that ``server.user`` could not read, when root asks; a start finds out once it is that user."""
+    if os.geteuid() != 0 or not settings.server.user:
+        return []
+    user = pwd.getpwnam(settings.server.user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return [
+        ConfigFault(settings.file, settings.lines.get(key, 1), key, f"{file} cannot be read by {user.pw_name}")
+        for key, file in _secrets(settings)
+        if subprocess.run(
+            ["test", "-r", file], user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False
+        ).returncode
+    ]
 
 
 def _as_root(settings: Settings) -> list[ConfigFault]:
@@ -249,15 +281,8 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        for file in (
-            settings.directory.bind_password_file,
-            settings.kerberos.keytab,
-            settings.ntlm.secret_file,
-            settings.tls.client_crl,
-        ):
+        for _, file in _secrets(settings):
             _insist_on_reading(file)
-        if settings.accounts.file is not None and settings.accounts.file.exists():
-            _insist_on_reading(settings.accounts.file)
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -398,12 +423,12 @@ def _exit_badly() -> None:
     os._exit(1)
 
 
-def _insist_on_reading(secret: File | None) -> None:
+def _insist_on_reading(secret: File) -> None:
     """A secret that the service's user cannot read would be missed at the first use only.
 
     :raises ValueError: it cannot be read.
     """
-    if secret is not None and not os.access(secret, os.R_OK):
+    if not os.access(secret, os.R_OK):
         raise ValueError(f"{secret} cannot be read by the user that relayd runs as; give it to that user")
 
 

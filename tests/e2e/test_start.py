@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import socket
 import sqlite3
@@ -156,9 +157,25 @@ def test_accounts_that_root_adds_are_read_by_the_user_that_relayd_becomes(open_d
     with relay, smtplib.SMTP("127.0.0.1", relay.port()) as client:
         client.starttls()
         assert client.login("printer", "secret")[0] == 235
+        assert _checked(relay) == (0, "")
     # Written by something else, for root alone: no start, instead of nobody who can sign in.
     os.chown(open_directory / "accounts.json", 0, 0)
     assert "accounts.json cannot be read by the user that relayd runs as" in refused(relay)
+    code, said = _checked(relay)
+    assert code == 1
+    assert re.search(r"relayd\.toml:[0-9]+: accounts\.file: .*accounts\.json cannot be read by nobody\n", said)
+
+
+def _checked(relay: Relay) -> tuple[int, str]:
+    """What --check says: its exit code, and its complaints."""
+    done = subprocess.run(
+        [program("twistd"), "relayd", "--config", str(relay.config), "--check"],
+        timeout=DEADLINE,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
 
 
 def test_systemd_is_told(tmp_path: Path) -> None:

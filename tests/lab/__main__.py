@@ -65,6 +65,13 @@ In another terminal, the relay, and when it says "ready", in a third, a client:
   send --user 'alice@{lab.domain}:{lab.users[alice]}' --login-options AUTH=PLAIN
   send --user 'disabled@{lab.domain}:{lab.users[disabled]}' --login-options AUTH=PLAIN     # refused
 
+What an administrator may ask (docs/active-directory.md):
+
+  ctl() {{ PYTHONPATH={root} {root}/.venv/bin/relayctl --config {config} "$@"; }}
+  ctl directory test
+  ctl spn check                 # nobody has the short names here
+  echo '{lab.users[alice]}' | ctl auth test alice --mechanism GSSAPI --password-file -
+
 Ctrl-C ends it.
 """
 

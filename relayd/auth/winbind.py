@@ -35,7 +35,7 @@ __all__ = ["NTLM_AUTH", "WinbindBackend", "winbind_missing"]
 
 NTLM_AUTH: Final = ("ntlm_auth", "--helper-protocol=squid-2.5-ntlmssp")
 #: Helpers at once, which is exchanges at once.
-HELPERS: Final = 16
+HELPERS: Final = 32
 #: Seconds for one line of a helper: winbind itself waits for its controllers.
 TIMEOUT: Final = 20.0
 #: Seconds that a client has for its answer, before the helper is needed elsewhere.

@@ -9,21 +9,20 @@ import json
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from relayd.auth import AccountsFile
+from relayd.control import ControlClient
+from relayd.directory.entries import sid_text
 from tests.bench.machine import session_members
 from tests.bench.servers import RelaydServer
 from tests.lab.ca import LabCA, Leaf
 from tests.lab.directory import DirectoryLab
 from tests.lab.net import wait_for
 from tests.lab.postfix import Postfix
-
-from relayd.auth import AccountsFile
-from relayd.control import ControlClient
-from relayd.directory.entries import sid_text
 
 __all__ = ["SESSIONS", "Domain", "Dovecot", "Person", "RelaydAcceptor"]
 
@@ -161,6 +160,11 @@ class RelaydAcceptor(RelaydServer):
         totals: dict[str, int] = ControlClient(self.directory / "state" / "control.sock").status()["totals"]
         return totals
 
+    def complaints(self) -> list[str]:
+        """Why it refused somebody, and what was wrong with a controller."""
+        events = map(json.loads, (self.directory / "log").read_text().splitlines())
+        return [f"{event['event']}: {event['reason']}" for event in events if event.get("reason")]
+
 
 MAIN = """\
 base_dir = {place}/run
@@ -265,6 +269,10 @@ class Dovecot:
 
     def pids(self) -> list[int]:
         return session_members(self._process.pid) + self._postfix.pids()
+
+    def complaints(self) -> list[str]:
+        """What Dovecot logged."""
+        return (self.place / "log").read_text(errors="replace").splitlines()
 
     def stop(self) -> None:
         self._postfix.stop()

@@ -193,7 +193,7 @@ def _measure_all(
                             time.sleep(options.settle)
                             result = _measure(domain, server, scenario, sessions, loads)
                             results[scenario.name, name, sessions].append(result)
-                            told = f"round {turn + 1}: {scenario.name}: {name}, {sessions}: {result}"
+                            told = f"round {turn + 1}: {scenario.name}: {name}, {sessions}: {result.rate:.0f}/s"
                             print(told, file=sys.stderr, flush=True)
     return results
 
@@ -205,6 +205,8 @@ def _running(domain: Domain, name: str, kind: str) -> Iterator[RelaydAcceptor | 
     server = RelaydAcceptor(domain, kind) if name == "relayd" else Dovecot(domain, kind)
     try:
         yield server
+    except RuntimeError as error:
+        raise RuntimeError("\n".join([str(error), *server.complaints()[-10:]])) from None
     finally:
         server.stop()
         server.discard()

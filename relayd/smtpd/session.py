@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
 from twisted.python.failure import Failure
 
 from relayd import events
@@ -54,6 +55,9 @@ class RelayESMTP(IdentifiedESMTP):
     # The greeting.
 
     def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            # A reply goes out at once, though the client has not acknowledged what is before it: TLS 1.3's tickets.
+            self.transport.setTcpNoDelay(True)
         self.server.opened(self)
         self.start()
         if self.server.listener.tls is not TlsMode.IMPLICIT or self.server.tls is None:

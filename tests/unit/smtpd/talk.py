@@ -29,6 +29,7 @@ class MemoryTransport(StringTransport):
     """A TCP connection in memory that can start TLS as Twisted's do: the protocol keeps this transport.
 
     :ivar writes: what was written to the wire, one entry a ``write``.
+    :ivar no_delay: what is written does not wait for the client to acknowledge what was before.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,10 @@ class MemoryTransport(StringTransport):
         self.protocol: Any = None
         self.tls: TLSMemoryBIOProtocol | None = None
         self.aborted = False
+        self.no_delay = False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
 
     def write(self, data: bytes) -> None:
         if self.tls is None:

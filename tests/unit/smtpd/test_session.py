@@ -38,6 +38,9 @@ class TestWrites:
         talk.send(b"EHLO x\r\n")
         assert len(talk.transport.writes) == 1
 
+    def test_a_reply_waits_for_no_acknowledgement(self) -> None:
+        assert greeted().transport.no_delay
+
     def test_replies_to_one_segment_are_one_write(self) -> None:
         talk = greeted()
         talk.send(TO_DATA)

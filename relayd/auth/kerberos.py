@@ -2,7 +2,7 @@
 
 This speaks to gssapi and not to pyspnego's proxies, whose acceptor finds its keytab by the environment of the whole
 process alone, hides the error of the mechanism, cannot name the PAC's attributes, and lets ValueError and
-AttributeError out for odd tokens. pyspnego's token classes say what is in a token: ``gss_token``.
+AttributeError out for odd tokens. What is in a token, :mod:`relayd.auth.gss_token` says.
 
 Who is at fault, where a context fails (design, promise 5: what is ours is never 535):
 
@@ -176,6 +176,7 @@ class KerberosContext:
         self._credentials: Creds | None = None
         self._context: SecurityContext | None = None
         self._initiator: Name | None = None
+        self._unbound_name = ""
         self._failed = False
         self._tokens: list[bytes] = []
         self.complete = False
@@ -224,7 +225,7 @@ class KerberosContext:
         except BadChannelBindingsError:
             if self._required or not self._unbound(token):
                 raise UnauthorizedLogin("bound to another channel than this one (channel bindings)") from None
-            return self._accept_unbound()
+            return self._accept_unbound(token)
         except GSSError as error:
             raise self._failure(error, token) from None
 
@@ -236,19 +237,25 @@ class KerberosContext:
         except ValueError:
             return False
 
-    def _accept_unbound(self) -> AcceptSecContextResult:
-        """Begins again without bindings; that none of it is a replay was seen the first time."""
+    def _accept_unbound(self, last: bytes) -> AcceptSecContextResult:
+        """Begins again without bindings; that none of it is a replay was seen the first time.
+
+        :param last: the token that was found to be unbound.
+        """
         from gssapi.raw import GSSError, accept_sec_context
 
         self._credentials = self._acceptor.credentials(replays=True)
         self._binding = b""
         self._context = None
         try:
+            if self.spnego:
+                # Whose token it was that does not bind: a SPNEGO token can be made of which MIT reads another one.
+                self._unbound_name = _shown(accept_sec_context(kerberos_token(last), self._credentials).initiator_name)
             for token in self._tokens:
                 result = accept_sec_context(token, self._credentials, self._context)
                 self._context = result.context
         except GSSError as error:
-            raise self._failure(error, token) from None
+            raise self._failure(error, last) from None
         return result
 
     def _bindings(self) -> ChannelBindings | None:
@@ -269,6 +276,8 @@ class KerberosContext:
             raise UnauthorizedLogin("an anonymous ticket")
         if self._required and not result.flags & RequirementFlag.channel_bound:
             raise UnauthorizedLogin("no channel bindings, which are required")
+        if self._unbound_name and self._unbound_name != _shown(result.initiator_name):
+            raise UnauthorizedLogin(f"an unbound token of {self._unbound_name} in the place of one bound elsewhere")
         self.protection = bool(result.flags & (RequirementFlag.integrity | RequirementFlag.confidentiality))
 
     def _failure(self, error: GSSError, token: bytes) -> Exception:
@@ -348,14 +357,8 @@ class KerberosContext:
 
         :raises UnauthorizedLogin: a name that is not UTF-8.
         """
-        from gssapi.raw import GSSError, display_name
-
         self._established()
-        assert self._initiator is not None
-        try:
-            return display_name(self._initiator, False).name.decode()
-        except (ValueError, GSSError) as error:
-            raise UnauthorizedLogin(f"the initiator's name: {error}") from None
+        return _shown(self._initiator)
 
     @cached_property
     def pac(self) -> Pac | None:
@@ -383,6 +386,21 @@ class KerberosContext:
         except GSSError:
             return None
         return bytes(found.values[0]) if found.authenticated and found.values else None
+
+
+def _shown(name: Name | None) -> str:
+    """``alice@CORP.EXAMPLE``.
+
+    :raises UnauthorizedLogin: there is none, or it is not UTF-8.
+    """
+    from gssapi.raw import GSSError, display_name
+
+    if name is None:
+        raise UnauthorizedLogin("the initiator has no name")
+    try:
+        return display_name(name, False).name.decode()
+    except (ValueError, GSSError) as error:
+        raise UnauthorizedLogin(f"the initiator's name: {error}") from None
 
 
 def _text(error: GSSError) -> str:

@@ -248,6 +248,28 @@ def test_required_bindings_without_tls(acceptor: KerberosAcceptor, cache: Path) 
         acceptor.context(b"", "require").step(initiator(cache, binding=HERE).step())
 
 
+def test_a_token_bound_elsewhere_behind_one_that_is_not_bound(
+    lab: DirectoryLab, acceptor: KerberosAcceptor, cache: Path
+) -> None:
+    """MIT 1.20 does not hold fields of SPNEGO to the length of what is around them, and reads on inside of negState:
+    so it accepts another token than the one that its bindings are looked up in."""
+
+    def der(tag: int, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return bytes((tag, 0x82)) + len(content).to_bytes(2, "big") + content
+
+    victims = initiator(cache, binding=ELSEWHERE, flags=INTEGRITY).step()
+    own = initiator(lab.kinit("bob"), flags=INTEGRITY).step()
+    kerberos = bytes.fromhex("06092a864886f712010202")
+    offer = der(0x60, bytes.fromhex("06062b0601050502"), der(0xA0, der(0x30, der(0xA0, der(0x30, kerberos)))))
+    hidden = der(0xA0, b"\x0a\x01\x01", der(0xA2, der(0x04, victims)))
+    context = acceptor.context(HERE, "accept")
+    context.step(offer)
+    with pytest.raises(UnauthorizedLogin, match=r"bob@LAB\.EXAMPLE in the place of one bound elsewhere"):
+        context.step(der(0xA1, der(0x30, hidden, der(0xA2, der(0x04, own)))))
+    assert not context.complete
+
+
 # ---- what is the client's fault -------------------------------------------------------------------------------
 
 

@@ -272,7 +272,8 @@ class KerberosContext:
 
         if result.mech.dotted_form != KERBEROS:
             raise UnauthorizedLogin(f"authenticated by {result.mech.dotted_form}, which is not Kerberos")
-        if result.flags & RequirementFlag.anonymity:
+        # The flag says what the initiator asked for; a KDC's anonymous ticket names nobody without it (RFC 6111, 8062).
+        if result.flags & RequirementFlag.anonymity or _shown(result.initiator_name).startswith("WELLKNOWN/"):
             raise UnauthorizedLogin("an anonymous ticket")
         if self._required and not result.flags & RequirementFlag.channel_bound:
             raise UnauthorizedLogin("no channel bindings, which are required")

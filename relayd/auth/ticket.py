@@ -51,7 +51,8 @@ class KerberosChecker:
     async def _without_pac(self, identity: KerberosIdentity) -> Principal:
         """Another KDC than Active Directory's gave the ticket, or the account wants none (MS-KILE 2.2.7, NA flag)."""
         name, _, realm = identity.principal.rpartition("@")
-        if self._directory is not None and realm.casefold() == (await self._directory.domain()).dns.casefold():
+        # A realm is told from others by case too (RFC 4120 6.1); a domain's is its DNS name in capitals.
+        if self._directory is not None and realm == (await self._directory.domain()).dns.upper():
             # By the account's name alone: a UPN may have the name of a realm that is not the domain's.
             user = await self._directory.find(f"{realm}\\{name}")
             if user is not None:

@@ -163,6 +163,14 @@ def test_ticket_without_a_pac(lab: DirectoryLab, acceptor: KerberosAcceptor, tmp
     assert context.pac is None
 
 
+@pytest.mark.parametrize("realm", ["WELLKNOWN:ANONYMOUS", "LAB.EXAMPLE"])
+def test_ticket_of_nobody(lab: DirectoryLab, acceptor: KerberosAcceptor, cache: Path, realm: str) -> None:
+    """A KDC gives them to everybody (RFC 8062); the initiator need not say in its flags that it has one."""
+    assert "anonymous" in refused(acceptor, tickets.named(cache, lab.keytab, ["WELLKNOWN", "ANONYMOUS"], realm))
+    context = accepted(acceptor, tickets.named(cache, lab.keytab, ["alice", "anonymous"], "LAB.EXAMPLE"))
+    assert (context.principal, context.pac) == ("alice/anonymous@LAB.EXAMPLE", None)
+
+
 @BOTH
 def test_ticket_of_48_kib(lab: DirectoryLab, acceptor: KerberosAcceptor, cache: Path, mechanism: gssapi.OID) -> None:
     big = tickets.edited(cache, lab.keytab, tickets.edited_pac(lab.keytab, tickets.with_groups(6100)))

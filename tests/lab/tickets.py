@@ -10,6 +10,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import gssapi
@@ -24,6 +25,7 @@ __all__ = [
     "edited",
     "edited_pac",
     "initiator",
+    "named",
     "skewed",
     "with_groups",
     "without_validity",
@@ -33,7 +35,7 @@ KERBEROS = gssapi.OID.from_int_seq("1.2.840.113554.1.2.2")
 SPNEGO = gssapi.OID.from_int_seq("1.3.6.1.5.5.2")
 SERVICE = "smtp/relay.lab.example"
 
-AES256, TICKET_USAGE, PAC_USAGE = 18, 2, 17  # RFC 3962 7, RFC 4120 7.5.1, MS-PAC 2.8.1
+AES256, TICKET_USAGE, AUTHENTICATOR_USAGE, PAC_USAGE = 18, 2, 11, 17  # RFC 3962 7, RFC 4120 7.5.1, MS-PAC 2.8.1
 PAC, LOGON_INFO, SERVER_CHECKSUM, KDC_CHECKSUM = 128, 1, 6, 7
 
 
@@ -100,6 +102,50 @@ def edited(
     old, new = (len(each).to_bytes(4, "big") + each for each in (octets, changed))
     assert cache.read_bytes().count(old) == 1
     return _beside(cache, cache.read_bytes().replace(old, new))
+
+
+def named(cache: Path, keytab: Path, components: list[str], realm: str) -> bytes:
+    """An initial token (RFC 4121 4.1) of somebody called so, by the ticket of `cache` for `SERVICE`; without a PAC."""
+
+    def rename(inside: asn1.EncTicketPart) -> None:
+        _name(inside, components, realm)
+        inside["authorization-data"].clear()
+
+    context = krb5.init_context()
+    stored = krb5.cc_resolve(context, f"FILE:{edited(cache, keytab, rename)}".encode())
+    (octets,) = (each.ticket for each in stored if each.server.name == f"{SERVICE}@LAB.EXAMPLE".encode())
+    ticket = decoder.decode(octets, asn1Spec=asn1.Ticket())[0]
+    plain = crypto.decrypt(crypto.Key(AES256, _key(keytab)), TICKET_USAGE, bytes(ticket["enc-part"]["cipher"]))
+    key = decoder.decode(plain, asn1Spec=asn1.EncTicketPart())[0]["key"]
+    now = datetime.now(UTC)
+    authenticator = asn1.Authenticator()
+    authenticator["authenticator-vno"] = 5
+    _name(authenticator, components, realm)
+    authenticator["cusec"], authenticator["ctime"] = now.microsecond, now.strftime("%Y%m%d%H%M%SZ")
+    # RFC 4121 4.1.1: no bindings, and GSS_C_INTEG_FLAG.
+    authenticator["cksum"]["cksumtype"] = 0x8003
+    authenticator["cksum"]["checksum"] = struct.pack("<I16xI", 16, 0x20)
+    session = crypto.Key(int(key["keytype"]), bytes(key["keyvalue"]))
+    sealed = crypto.encrypt(session, AUTHENTICATOR_USAGE, encoder.encode(authenticator), os.urandom(16))
+    request = asn1.AP_REQ()
+    request["pvno"], request["msg-type"], request["ap-options"] = 5, 14, "0" * 32
+    request["ticket"]["tkt-vno"], request["ticket"]["realm"] = 5, str(ticket["realm"])
+    request["ticket"]["sname"]["name-type"] = int(ticket["sname"]["name-type"])
+    for index, component in enumerate(ticket["sname"]["name-string"]):
+        request["ticket"]["sname"]["name-string"][index] = str(component)
+    for each in ("etype", "kvno", "cipher"):
+        request["ticket"]["enc-part"][each] = ticket["enc-part"][each]
+    request["authenticator"]["etype"], request["authenticator"]["cipher"] = int(key["keytype"]), sealed
+    message = bytes.fromhex("06092a864886f712010202") + b"\1\0" + encoder.encode(request)  # RFC 2743 3.1, KRB_AP_REQ
+    return b"\x60\x82" + len(message).to_bytes(2, "big") + message
+
+
+def _name(whose: asn1.EncTicketPart | asn1.Authenticator, components: list[str], realm: str) -> None:
+    whose["crealm"] = realm
+    whose["cname"]["name-type"] = 1
+    whose["cname"]["name-string"].clear()
+    for index, component in enumerate(components):
+        whose["cname"]["name-string"][index] = component
 
 
 def without_validity(inside: asn1.EncTicketPart) -> None:

@@ -124,6 +124,14 @@ class _Counts:
         self._counts.pop(key, None)
 
 
+class _Book:
+    """Failures by account and client, and by account."""
+
+    def __init__(self, clock: Callable[[], float], keys: int) -> None:
+        self.by_client = _Counts(clock, keys)
+        self.by_account = _Counts(clock, keys)
+
+
 class AccountLockout:
     """Keeps relayd from locking accounts in the directory, and a guesser from locking a service out of relayd.
 
@@ -138,21 +146,23 @@ class AccountLockout:
     def __init__(self, clock: Callable[[], float], keys: int = 50_000) -> None:
         self.turns = Turns()
         self._keys = keys
-        self._by_client = _Counts(clock, keys)
-        self._by_account = _Counts(clock, keys)
+        self._accounts = _Book(clock, keys)
+        self._names = _Book(clock, keys)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def blocked(self, account: str, client: str, limits: Limits) -> str:
         """Why nothing of *account* from *client* may go to the directory now; empty: it may.
 
-        :param account: what tells the account from others, however its name was written: its SID.
+        :param account: what tells the account from others, however its name was written: its SID; or a name that the
+            directory does not have.
         :param client: of :func:`client_key`.
         """
-        if (count := self._by_client.count((account, client), limits.window)) >= limits.client:
+        book = self._book(account)
+        if (count := book.by_client.count((account, client), limits.window)) >= limits.client:
             return f"{count} failures from {client}"
         known = (account, client) in self._known
         most = limits.known if known else limits.strangers
-        if (count := self._by_account.count((account, known), limits.window)) >= most:
+        if (count := book.by_account.count((account, known), limits.window)) >= most:
             return f"{count} failures from clients that are {'known' if known else 'not known'} for this account"
         return ""
 
@@ -160,16 +170,18 @@ class AccountLockout:
         """The directory counted *times* failures, or may have."""
         if times <= 0:
             return
-        self._by_client.add((account, client), limits.window, times)
-        self._by_account.add((account, (account, client) in self._known), limits.window, times)
+        book = self._book(account)
+        book.by_client.add((account, client), limits.window, times)
+        book.by_account.add((account, (account, client) in self._known), limits.window, times)
 
     def succeeded(self, account: str, client: str) -> None:
         """The directory let *account* in from *client*, and begins to count anew.
 
         What strangers did stays counted: a service that signs in all day must not win guesses for them.
         """
-        self._by_client.forget((account, client))
-        self._by_account.forget((account, True))
+        book = self._book(account)
+        book.by_client.forget((account, client))
+        book.by_account.forget((account, True))
         self.recognised(account, client)
 
     def recognised(self, account: str, client: str) -> None:
@@ -178,3 +190,8 @@ class AccountLockout:
         self._known.move_to_end((account, client))
         if len(self._known) > self._keys:
             self._known.popitem(last=False)
+
+    def _book(self, account: str) -> _Book:
+        """Clients think up any number of names. They shall push nothing out of what is known of accounts, or their
+        failures could be made forgotten while the directory still counts them."""
+        return self._accounts if account.startswith("S-1-") else self._names

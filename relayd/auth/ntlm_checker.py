@@ -110,7 +110,8 @@ class NtlmChecker:
         """Whom the client claims to be.
 
         A controller may take a domain that it does not know for its own. So what fails as ``ANY\\alice`` counts for the
-        directory's alice too, or each domain that a client thinks of would be worth another guess.
+        directory's alice too, and ``ANY\\alice@corp.example`` for whoever has that UPN, or each domain that a client
+        thinks of would be worth another guess.
 
         :raises UnauthorizedLogin: the directory has no such account in its domain.
         """
@@ -124,7 +125,7 @@ class NtlmChecker:
         own = (await self._directory.domain()).is_called(message.domain)
         if own or not (message.domain or "@" in message.user):  # a UPN may be of another domain of the forest
             raise UnauthorizedLogin("unknown account")
-        namesake = await self._directory.find(bare)
+        namesake = await self._directory.find(message.user) or await self._directory.find(bare)
         counted = (written.casefold(), *((namesake.key,) if namesake is not None else ()))
         return _Claim(None, counted, await self._limits(namesake or _FOREIGN))
 

@@ -121,6 +121,17 @@ def test_strangers_cannot_fill_the_memory(clock: Clock) -> None:
     assert len(lockout._known) <= 3
 
 
+def test_names_that_no_account_has_do_not_make_accounts_forgotten(clock: Clock) -> None:
+    lockout = AccountLockout(clock.seconds, keys=3)
+    allowed = limits(2)
+    lockout.failed(SID, "stranger", allowed)
+    for number in range(10):
+        lockout.failed(f"any{number}\\alice", "stranger", allowed)
+    assert lockout.blocked(SID, "another stranger", allowed)
+    assert lockout.blocked("any9\\alice", "stranger", allowed)
+    assert not lockout.blocked("any0\\alice", "stranger", allowed)
+
+
 def test_an_ipv6_host_is_one_client() -> None:
     assert client_key(client_address("2001:db8::1")) == client_key(client_address("2001:db8::2:3"))
     assert client_key(client_address("2001:db8::1")) != client_key(client_address("2001:db8:0:1::1"))

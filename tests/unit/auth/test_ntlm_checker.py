@@ -297,6 +297,14 @@ class TestLockout:
         assert "too many failures" in setting.deferred(password="wrong", domain="ANY9")
         assert "too many failures" in setting.deferred()
 
+    def test_nor_before_a_upn_that_is_not_the_accounts_name(self, setting: Setting) -> None:
+        setting.directory.users["liddell@corp.example"] = ALICE
+        for number in range(3):
+            refused = setting.refused("liddell@corp.example", "wrong", f"ANY{number}")
+            assert "c0000064" in refused
+        assert "too many failures" in setting.deferred("liddell@corp.example", "wrong", "ANY9")
+        assert "too many failures" in setting.deferred()
+
     def test_nor_without_a_directory(self) -> None:
         setting = Setting(Lockout(auto=False, failures=3, seconds=60.0), directory=False)
         for user, domain in (("alice", "A"), ("ALICE", "B"), ("alice@any.example", "")):

@@ -151,7 +151,9 @@ class _Helper(ProcessProtocol):
 class WinbindBackend:
     """Judges answers by ntlm_auth helpers, which are started when they are needed, and used again.
 
-    A helper is held from challenge to answer, for at most :data:`PATIENCE`. When all are held, 454 4.7.0 at once.
+    A helper is held from challenge to answer, for at most :data:`PATIENCE`. When all are held, the client that has kept
+    its helper waiting the longest loses it: otherwise a few that never answer would keep out everybody. Only when all
+    are asking winbind, 454 4.7.0.
 
     :param command: ntlm_auth and its arguments.
     :param helpers: at once.
@@ -165,6 +167,7 @@ class WinbindBackend:
         self._most = helpers
         self._idle: list[_Helper] = []
         self._all: set[_Helper] = set()
+        self._unanswered: dict[_Exchange, None] = {}  # the oldest first
         self._closed = False
 
     async def begin(self, negotiate: bytes) -> NtlmExchange:
@@ -172,7 +175,9 @@ class WinbindBackend:
         helper, answer = await self._asked(b"YR " + b64encode(negotiate))
         kind, _, text = answer.partition(b" ")
         if kind == b"TT" and (challenge := _decoded(text)):
-            return _Exchange(self, self._reactor, helper, negotiate, challenge)
+            exchange = _Exchange(self, self._reactor, helper, negotiate, challenge)
+            self._unanswered[exchange] = None
+            return exchange
         if kind == b"NA":
             self.give_back(helper)
             raise Fault(_MALFORMED, f"winbind takes no such NEGOTIATE message: {_shown(text)}")
@@ -205,11 +210,14 @@ class WinbindBackend:
         return gatherResults(ended)
 
     def _take(self) -> _Helper:
-        while self._idle:
-            helper = self._idle.pop()
-            if helper.alive:
-                return helper
-        return self._start()
+        while True:
+            while self._idle:
+                helper = self._idle.pop()
+                if helper.alive:
+                    return helper
+            if len(self._all) < self._most or not self._unanswered:
+                return self._start()
+            next(iter(self._unanswered)).evict()
 
     def _start(self) -> _Helper:
         if self._closed:
@@ -225,6 +233,10 @@ class WinbindBackend:
         self._all.add(helper)
         helper.ended.addCallback(lambda _: self._all.discard(helper))
         return helper
+
+    def answered(self, exchange: _Exchange) -> None:
+        """The client of *exchange* keeps nobody waiting any more."""
+        self._unanswered.pop(exchange, None)
 
     def give_back(self, helper: _Helper) -> None:
         """*helper* is free for another exchange."""
@@ -243,13 +255,15 @@ class _Exchange:
         self._backend = backend
         self._helper: _Helper | None = helper
         self._patience: IDelayedCall = reactor.callLater(PATIENCE, self.abandon)
+        self._why = f"the client took more than {PATIENCE:g} s for its answer"
         self._asking = False
 
     async def verify(self, authenticate: bytes) -> NtlmAccount:
         helper = self._helper
         if helper is None:
-            raise Unavailable(f"winbind: the client took more than {PATIENCE:g} s for its answer")
+            raise Unavailable(f"winbind: {self._why}")
         self._asking = True
+        self._backend.answered(self)
         try:
             answer = await helper.ask(b"KK " + b64encode(authenticate))
             kind, _, text = answer.partition(b" ")
@@ -266,9 +280,15 @@ class _Exchange:
             self._asking = False
             self.abandon()
 
+    def evict(self) -> None:
+        """Its helper is needed for others."""
+        self._why = "all helpers were held, and this client had kept its own waiting the longest"
+        self.abandon()
+
     def abandon(self) -> None:
         if self._asking:  # its line is still to come; it is given back then
             return
+        self._backend.answered(self)
         helper, self._helper = self._helper, None
         if helper is not None:
             if self._patience.active():

@@ -223,13 +223,34 @@ class TestHelpers:
         assert len(setting.reactor.started) == 1
 
     def test_one_for_each_exchange_at_once_and_no_more(self, setting: Setting) -> None:
-        first, _ = setting.begun(), setting.begun()
+        first, second = setting.begun(), setting.begun()
         assert len(setting.reactor.started) == 2
+        Outcome(first.verify(b"an answer"))
+        waits = Outcome(second.verify(b"an answer"))
         assert "2 exchanges" in setting.begin().deferral()
-        first.abandon()
-        first.abandon()
+        setting.process.say(b"NA NT_STATUS_LOGON_FAILURE\n")
+        with pytest.raises(NtlmRefused):
+            waits.get()
+        second.abandon()
         assert setting.begin().open
         assert "2 exchanges" in setting.begin().deferral()
+
+    def test_clients_that_never_answer_keep_nobody_out(self, setting: Setting) -> None:
+        oldest, older = setting.begun(), setting.begun()
+        newest = setting.begin()
+        setting.reactor.started[0].say(b"TT " + b64encode(b"challenge") + b"\n")
+        assert newest.get().challenge == b"challenge"
+        assert len(setting.reactor.started) == 2
+        assert "the longest" in Outcome(oldest.verify(b"an answer")).deferral()
+        assert Outcome(older.verify(b"an answer")).open
+        assert Outcome(newest.get().verify(b"an answer")).open
+        assert [process.asked[-1][:2] for process in setting.reactor.started] == [b"KK", b"KK"]
+
+    def test_a_helper_that_died_in_a_waiting_clients_hands_is_replaced(self, setting: Setting) -> None:
+        setting.begun(), setting.begun()
+        setting.reactor.started[0].end()
+        assert setting.begun().challenge == b"challenge"
+        assert len(setting.reactor.started) == 3
 
     def test_a_client_that_takes_its_time_loses_its_helper(self, setting: Setting) -> None:
         slow, _ = setting.begun(), setting.begun()
@@ -238,9 +259,7 @@ class TestHelpers:
         assert setting.begun().challenge == b"challenge"
         assert len(setting.reactor.started) == 2
 
-    def test_an_exchange_abandoned_in_judgement_keeps_the_helper_till_then(
-        self, setting: Setting
-    ) -> None:
+    def test_an_exchange_abandoned_in_judgement_keeps_the_helper_till_then(self, setting: Setting) -> None:
         exchange = setting.begun()
         verified = Outcome(exchange.verify(b"an answer"))
         exchange.abandon()

@@ -22,7 +22,7 @@ from relayd.settings import TlsMode
 from relayd.smtpd import replies
 from relayd.smtpd.classic import ClassicDelivery
 from relayd.smtpd.sasl import AUTH_LINE, Challenge, Exchange, Step, encoded
-from relayd.smtpd.serial import COMMAND_LINE, Answer, SerialESMTP
+from relayd.smtpd.serial import COMMAND_LINE, MOST_ERRORS, Answer, SerialESMTP
 from relayd.smtpd.tls import negotiated
 from relayd.smtpd.virtual_server import VirtualServer, session_id
 from relayd.wire import encode_reply, parse_hello
@@ -292,6 +292,13 @@ class IdentifiedESMTP(SerialESMTP):
             if self._authentication_failures >= self.server.listener.authentication.max_failures:
                 self._out.append(encode_reply(reply))
                 return replies.TOO_MANY_FAILURES
+        if reply.temporary:
+            # No failure of the client's. But forged tickets and guesses past the lockout have this answer too, and
+            # nobody shall go on with them in one session for ever.
+            self.errors += 1
+            if self.errors >= MOST_ERRORS:
+                self._out.append(encode_reply(reply))
+                return replies.TOO_MANY_ERRORS
         return reply
 
     def _report_failure(self, mechanism: str, user: str, reason: str, reply: Reply) -> None:

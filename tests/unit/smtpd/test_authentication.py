@@ -16,6 +16,7 @@ from relayd.model import Client, Fault, Peer, Reply
 from relayd.smtpd import Challenge, Done
 from relayd.smtpd.classic import ChallengeResponse
 from relayd.smtpd.sasl import Exchange, Login, Mechanism, Plain
+from relayd.smtpd.serial import MOST_ERRORS
 from tests.unit.smtpd.fakes import FakeChecker, FakePolicy, FakeRealm
 from tests.unit.smtpd.talk import Talk
 
@@ -143,6 +144,18 @@ class TestPortal:
         assert answers == ["454 4.7.0 Temporary authentication failure"] * 5
         assert not talk.closed, "not counted as failures"
         assert talk.event("authentication-failed").reason == "dc1 is down"
+
+    def test_nobody_tries_for_ever_what_is_deferred(self) -> None:
+        talk = Talk()
+        talk.hello()
+        talk.checker.fault = Fault(Reply.of(454, "4.7.0", "Temporary authentication failure"), "too many failures")
+        for _ in range(MOST_ERRORS - 1):
+            assert talk.line(GOOD).startswith("454")
+        assert talk.line(GOOD).splitlines() == [
+            "454 4.7.0 Temporary authentication failure",
+            "421 4.7.0 Too many bad commands",
+        ]
+        assert talk.closed
 
     def test_a_fault_of_ours_is_no_refusal(self) -> None:
         talk = Talk()

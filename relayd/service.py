@@ -112,14 +112,20 @@ def _hidden(settings: Settings) -> list[ConfigFault]:
     if os.geteuid() != 0 or not settings.server.user:
         return []
     user = pwd.getpwnam(settings.server.user)
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
     return [
         ConfigFault(settings.file, settings.lines.get(key, 1), key, f"{file} cannot be read by {user.pw_name}")
         for key, file in _secrets(settings)
-        if subprocess.run(
-            ["test", "-r", file], user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False
-        ).returncode
+        if not _may_read(user, file)
     ]
+
+
+def _may_read(user: pwd.struct_passwd | None, file: File) -> bool:
+    """Whether *user* may, when root asks; None: root itself."""
+    if user is None:
+        return True
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    command = ["test", "-r", os.fspath(file)]
+    return not subprocess.run(command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False).returncode
 
 
 def _as_root(settings: Settings) -> list[ConfigFault]:
@@ -260,7 +266,7 @@ class RelayService(MultiService):
         user = pwd.getpwnam(settings.server.user) if settings.server.user and os.geteuid() == 0 else None
         _prepare(settings, user)
         sources = self.sources
-        sources.open()
+        sources.open(partial(_may_read, user))
         if not sources.passwords and any(entry.authentication.basic for entry in settings.listeners):
             text = "is off: there is no accounts file and no directory"
             self.events.emit(Notice(text=text, key="authentication.basic"))

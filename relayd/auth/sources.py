@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path as File
 from typing import Any, TypeVar
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -64,13 +65,14 @@ class Sources:
         self._passwords = self._password_checker()
         self._events = events
 
-    def open(self) -> None:
+    def open(self, may_read: Callable[[File], bool] = lambda _: True) -> None:
         """Reads the keytab, and finds out who judges NTLM.
 
+        :param may_read: whether who relayd becomes may read a file, when root asks.
         :raises ValueError: the keytab cannot be used; the text says why.
         """
         if any(entry.authentication.integrated for entry in self._settings.listeners):
-            self._integrated()
+            self._integrated(may_read)
 
     @property
     def passwords(self) -> bool:
@@ -130,14 +132,14 @@ class Sources:
             return PasswordChecker(self._accounts, local, ldap)
         return local or ldap
 
-    def _integrated(self) -> None:
+    def _integrated(self, may_read: Callable[[File], bool]) -> None:
         settings, hostname = self._settings, self._settings.server.hostname
         keytab = settings.kerberos.keytab
         if keytab is not None:
             self.kerberos = KerberosAcceptor(keytab)
         elif system_keytab() and not kerberos_missing():
             try:
-                self.kerberos = KerberosAcceptor(None)
+                self.kerberos = _of_the_system(may_read)
             except ValueError as error:  # nobody asked for it by name
                 self._events.emit(Notice(text=f"is off: {error}", key="kerberos.keytab"))
         if not any(entry.authentication.ntlm for entry in settings.listeners):
@@ -164,3 +166,14 @@ class Sources:
             channel_binding,
             directory.named_groups if directory is not None else None,
         )
+
+
+def _of_the_system(may_read: Callable[[File], bool]) -> KerberosAcceptor:
+    """By the host's own keys.
+
+    :raises ValueError: they cannot be used; the text says why.
+    """
+    acceptor = KerberosAcceptor(None)
+    if not may_read(File(acceptor.keytab)):
+        raise ValueError(f"keytab {acceptor.keytab} cannot be read by the user that relayd runs as")
+    return acceptor

@@ -112,7 +112,8 @@ class Directory:
         :param fresh: ask, whatever is kept.
         :raises Unavailable: the directory cannot be asked.
         """
-        key = (name.casefold(), default_domain.casefold())
+        # A directory may tell "straße" from "strasse", which have one casefold(): case is ASCII's alone here.
+        key = (name.lower() if name.isascii() else name, default_domain.casefold())
         return await self._users.get(key, partial(self._find, name, default_domain), fresh=fresh)
 
     async def find_sid(self, sid: str, *, fresh: bool = False) -> User | None:
@@ -150,7 +151,7 @@ class Directory:
             found = await self._search(partial(lookups.find_mapping, domain, identities))
             return await self._with_groups(domain, found)
 
-        return await self._users.get(("\0".join(identities).casefold(), "\0mapping"), ask, fresh=fresh)
+        return await self._users.get(("\0".join(identities), "\0mapping"), ask, fresh=fresh)
 
     async def verify(self, user: User, password: bytes) -> Refusal | None:
         """Whether *password* is the user's, by a bind; None: it is.

@@ -246,6 +246,15 @@ class TestReuse:
         found(clock, directory, "alice")
         assert server.asked.total() > again
 
+    @pytest.mark.parametrize(("one", "other"), [("straße", "strasse"), ("ﬁona", "fiona"), ("\u212aelvin", "kelvin")])
+    def test_no_answer_is_another_accounts(
+        self, clock: ThreadedClock, server: FakeDirectory, directory: Directory, one: str, other: str
+    ) -> None:
+        """Samba has both of them, in one domain."""
+        for rid, name in enumerate((one, other), 1100):
+            server.entries[f"CN={rid},{BASE}"] = person(name, rid)
+        assert [found(clock, directory, name).sid[-4:] for name in (one, other)] == ["1100", "1101"]
+
     def test_who_is_not_there_may_come_soon(
         self, clock: ThreadedClock, server: FakeDirectory, directory: Directory
     ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tests.bench.machine import cpu_seconds, facts, session_members
+from tests.bench.machine import cpu_seconds, descendants, facts
 from tests.lab import packages
 
 if TYPE_CHECKING:
@@ -42,15 +42,14 @@ class Scenario:
 
     :ivar kind: of `tests.bench.acceptors.RelaydAcceptor`.
     :ivar dialog: the dialogs of the n-th load on one server.
-    :ivar counts: dialogs in all, by sessions at a time.
-    :ivar postfix: sessions at a time where Postfix can do it too.
+    :ivar counts: dialogs in all, by sessions at a time; *postfix* the same for Postfix, where it can do it.
     """
 
     name: str
     kind: str
     dialog: Callable[[Domain, int], Makes]
-    counts: Mapping[int, int] = field(default_factory=lambda: {1: 200, 20: 1000})
-    postfix: tuple[int, ...] = ()
+    counts: Mapping[int, int]
+    postfix: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,54 +76,58 @@ def _scenarios() -> tuple[Scenario, ...]:
     from tests.bench import initiators as by
     from tests.bench.initiators import Dialog
 
-    few, once = {1: 200, 20: 600}, {1: 20, 20: 80}
+    many, some, few = {1: 200, 20: 1000}, {1: 100, 20: 400}, {1: 20, 20: 80}
     return (
-        Scenario("no AUTH", "cached", lambda d, _: lambda s, n: Dialog(), postfix=(1, 20)),
+        Scenario("no AUTH", "cached", lambda d, _: lambda s, n: Dialog(), many, many),
         Scenario(
             "PLAIN, nothing kept (cache = 0s)",
             "cold",
             lambda d, _: lambda s, n: by.plain(d.people[s].name, d.people[s].password),
-            few,
-            postfix=(1, 20),
+            some,
+            some,
         ),
         Scenario(
             "PLAIN",
             "cached",
             lambda d, _: lambda s, n: by.plain(d.people[s].name, d.people[s].password),
-            postfix=(1, 20),
+            many,
+            many,
         ),
         Scenario(
             "GSSAPI, Kerberos",
             "cached",
             lambda d, _: lambda s, n: by.gssapi_kerberos(d.people[s].tickets),
-            postfix=(1, 20),
+            many,
+            many,
         ),
         Scenario(
             "GSSAPI, SPNEGO",
             "cached",
             lambda d, _: lambda s, n: by.gssapi_spnego(d.people[s].tickets),
-            postfix=(1, 20),
+            many,
+            many,
         ),
-        Scenario("GSS-SPNEGO", "cached", lambda d, _: lambda s, n: by.gss_spnego(d.people[s].tickets)),
-        Scenario("NTLM, netlogon", "cached", lambda d, _: lambda s, n: _ntlm(d, s), few),
-        # Dovecot mixes up what several clients of its one ntlm_auth say at the same time.
-        Scenario("NTLM, winbind", "winbind", lambda d, _: lambda s, n: _ntlm(d, s), few, postfix=(1,)),
+        Scenario("GSS-SPNEGO", "cached", lambda d, _: lambda s, n: by.gss_spnego(d.people[s].tickets), many),
+        Scenario("NTLM, netlogon", "cached", lambda d, _: lambda s, n: _ntlm(d, s), some),
+        # Dovecot has one ntlm_auth, which mixes up what several clients say at the same time.
+        Scenario("NTLM, winbind", "winbind", lambda d, _: lambda s, n: _ntlm(d, s), some, {1: 20}),
         Scenario(
             "PLAIN, local account, argon2",
             "local",
             lambda d, turn: lambda s, n: by.plain(d.local(turn * FRESH + 4 * s + n), d.password),
-            once,
-            postfix=(1, 20),
+            few,
+            few,
         ),
         Scenario(
             "PLAIN, local account, kept",
             "local",
             lambda d, _: lambda s, n: by.plain(d.local(s), d.password),
-            postfix=(1, 20),
+            many,
+            few,
         ),
-        Scenario("NTLM, local account", "local", lambda d, _: lambda s, n: by.ntlm(d.local(s), d.people[0].nt)),
-        Scenario("TLS with a certificate, no AUTH", "cached", lambda d, _: lambda s, n: _external(d, s, False), few),
-        Scenario("EXTERNAL", "cached", lambda d, _: lambda s, n: _external(d, s, True), few),
+        Scenario("NTLM, local account", "local", lambda d, _: lambda s, n: by.ntlm(d.local(s), d.people[0].nt), some),
+        Scenario("TLS with a certificate, no AUTH", "cached", lambda d, _: lambda s, n: _external(d, s, False), some),
+        Scenario("EXTERNAL", "cached", lambda d, _: lambda s, n: _external(d, s, True), some),
     )
 
 
@@ -189,9 +192,9 @@ def _measure_all(
                 with _running(domain, name, kind) as server:
                     loads = count()
                     for scenario in of_kind:
-                        for sessions in scenario.counts if name == "relayd" else scenario.postfix:
+                        for sessions, dialogs in (scenario.counts if name == "relayd" else scenario.postfix).items():
                             time.sleep(options.settle)
-                            result = _measure(domain, server, scenario, sessions, loads)
+                            result = _measure(domain, server, scenario, sessions, dialogs, loads)
                             results[scenario.name, name, sessions].append(result)
                             told = f"round {turn + 1}: {scenario.name}: {name}, {sessions}: {result.rate:.0f}/s"
                             print(told, file=sys.stderr, flush=True)
@@ -213,17 +216,21 @@ def _running(domain: Domain, name: str, kind: str) -> Iterator[RelaydAcceptor | 
 
 
 def _measure(
-    domain: Domain, server: RelaydAcceptor | Dovecot, scenario: Scenario, sessions: int, loads: Iterator[int]
+    domain: Domain,
+    server: RelaydAcceptor | Dovecot,
+    scenario: Scenario,
+    sessions: int,
+    dialogs: int,
+    loads: Iterator[int],
 ) -> Result:
     from tests.bench.acceptors import RelaydAcceptor
     from tests.bench.initiators import load
 
     # Connections are opened, libraries loaded, tickets fetched, and what is kept is kept.
     load(server.port, sessions, sessions, scenario.dialog(domain, next(loads)))
-    dialogs = scenario.counts[sessions]
 
     def used() -> tuple[float, float]:
-        return cpu_seconds(server.pids()), cpu_seconds(session_members(domain.lab.controller.pid))
+        return cpu_seconds(server.pids()), cpu_seconds(descendants(domain.lab.controller.pid))
 
     def totals() -> dict[str, int]:
         return server.totals() if isinstance(server, RelaydAcceptor) else {}

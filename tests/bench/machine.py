@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "facts", "session_members"]
+__all__ = ["cpu_seconds", "descendants", "facts", "session_members"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -44,6 +44,22 @@ def session_members(session: int) -> list[int]:
                 continue
             if int(fields[3]) == session:
                 found.append(int(process.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """*pid* and all that it started, in sessions of their own too."""
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(process.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
     return found
 
 

@@ -348,7 +348,7 @@ class RelayService(MultiService):
         sources, authentication = self.sources, listener.authentication
         ntlm = sources.ntlm if authentication.ntlm else None
         mechanisms = dict(
-            integrated_mechanisms(sources.kerberos, ntlm, sources.pool.run, authentication.channel_binding)
+            integrated_mechanisms(sources.kerberos, ntlm, sources.tickets.run, authentication.channel_binding)
         )
         if sources.passwords:
             mechanisms.update(MECHANISMS)

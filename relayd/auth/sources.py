@@ -43,7 +43,8 @@ _FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try aga
 class Sources:
     """The sources of one configuration.
 
-    :ivar pool: where passwords are hashed and tickets opened.
+    :ivar tickets: where tickets are opened. Passwords are hashed elsewhere: that takes a thousand times as long, and
+        strangers who guess shall keep nobody waiting who has a ticket.
     :ivar lockout: the failures of the directory's accounts, over all mechanisms.
     :ivar kerberos: the keys that tickets are opened with; None: there are none.
     :ivar ntlm: who judges NTLM; None: nobody.
@@ -54,7 +55,8 @@ class Sources:
         self._directory = directory
         self._reactor = reactor
         self._listeners = {entry.name: entry for entry in settings.listeners}
-        self.pool = BoundedPool("authentication", reactor, threads=2, waiting=100, full=_FULL)
+        self.tickets = BoundedPool("tickets", reactor, threads=2, waiting=100, full=_FULL)
+        self._hashing = BoundedPool("passwords", reactor, threads=2, waiting=100, full=_FULL)
         self.lockout = AccountLockout(time.monotonic)
         self.kerberos: KerberosAcceptor | None = None
         self.ntlm: NtlmBackend | None = None
@@ -101,7 +103,8 @@ class Sources:
             [
                 self.netlogon.close() if self.netlogon is not None else succeed(None),
                 self._winbind.close() if self._winbind is not None else succeed(None),
-                self.pool.end(),
+                self.tickets.end(),
+                self._hashing.end(),
             ]
         )
 
@@ -118,7 +121,7 @@ class Sources:
         """Who checks names and passwords: the accounts file, the directory, or both."""
         local = ldap = None
         if self._accounts is not None:
-            local = AccountsChecker(self._accounts, self.pool, self._failures, self._reactor.seconds)
+            local = AccountsChecker(self._accounts, self._hashing, self._failures, self._reactor.seconds)
         if self._directory is not None:
             ldap = LdapChecker(
                 self._directory,

@@ -42,6 +42,9 @@ _NO_POLICY: Final = LockoutPolicy(0, 0.0)
 #: Stands for an account of another domain: its own policy is not to be had, this domain's is the best guess.
 _FOREIGN: Final = User(dn="", name="")
 
+#: What clients of this service call it, before the slash; ``host`` stands for all services of a host.
+_SERVICES: Final = frozenset({"smtp", "smtpsvc", "host"})
+
 #: ``ignore``, ``accept`` or ``require``, by the listener's name.
 ChannelBinding = Callable[[str], str]
 #: Group SIDs -> the same as a policy may spell them.
@@ -252,10 +255,26 @@ def _acceptable(credentials: NtlmResponse, channel_binding: ChannelBinding) -> A
     # no MIC to notice it by.
     if any(asked.get(pair, b"") != message.pairs.get(pair, b"") for pair in OWN_NAMES):
         raise UnauthorizedLogin("answers a challenge with other names in its target info: it was altered, or another's")
-    _insist_on_binding(message, credentials.client, channel_binding(credentials.client.listener))
+    rule = channel_binding(credentials.client.listener)
+    _insist_on_service(message, rule)
+    _insist_on_binding(message, credentials.client, rule)
     if message.has_mic and not message.mic:
         raise UnauthorizedLogin("says that it has a MIC, and has none")
     return message
+
+
+def _insist_on_service(message: Authenticate, rule: str) -> None:
+    """Extended protection's other half: who was made to sign in to a web or file server is not relayed from there.
+
+    The host is not looked at: a relay may be called by any alias.
+
+    :raises UnauthorizedLogin: the answer is for a service that is none of mail.
+    """
+    service, slash, _ = message.target.partition("/")
+    if rule != "ignore" and slash and service.casefold() not in _SERVICES:
+        raise UnauthorizedLogin(
+            f"an answer for {message.target[:255]}, not for this service: it was relayed from there"
+        )
 
 
 def _insist_on_binding(message: Authenticate, client: Client, rule: str) -> None:

@@ -198,6 +198,12 @@ class Authenticate:
         found = self.pairs.get(AvId.channel_bindings, b"")
         return b"" if found == bytes(16) else found
 
+    @property
+    def target(self) -> str:
+        """The service that the client believes it signs in to: ``smtp/relay.corp.example``; empty: it does not say
+        (MS-NLMP 2.2.2.1, MsvAvTargetName)."""
+        return self.pairs.get(AvId.target_name, b"").decode("utf-16-le", "replace")
+
 
 def parse_authenticate(octets: bytes) -> Authenticate:
     """Reads an AUTHENTICATE message.

@@ -304,6 +304,24 @@ class TestTargetInfo:
         assert setting.login(client).name == "alice"
 
 
+class TestService:
+    """Whoever makes a browser or a host sign in to him cannot pass that on to relayd."""
+
+    @pytest.mark.parametrize("target", ["HTTP/intranet", "cifs/relay01.corp.example", "ldap/dc1", "HTTP/a/b"])
+    def test_an_answer_for_another_kind_of_service(self, setting: Setting, target: str) -> None:
+        client = PlainClient("alice", "secret")
+        client.pairs = {AvId.target_name: target}
+        for listener in ("smtp", "strict"):
+            assert f"an answer for {target}" in setting.refused(client, listener=listener, binding=BINDING)
+        assert setting.login(client, listener="old").name == "alice"
+
+    @pytest.mark.parametrize("target", ["SMTPSVC/mail", "smtp/an.alias.example", "HOST/relay01", "relay01", "", None])
+    def test_one_for_this_kind_or_for_none_that_is_known(self, setting: Setting, target: str | None) -> None:
+        client = PlainClient("alice", "secret")
+        client.pairs = {AvId.target_name: target}
+        assert setting.login(client).name == "alice"
+
+
 class TestChannelBinding:
     @pytest.mark.parametrize(
         ("listener", "bound", "channel", "good"),

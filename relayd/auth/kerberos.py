@@ -331,7 +331,7 @@ class KerberosContext:
         from gssapi.raw import GSSError, wrap
 
         try:
-            return wrap(self._established(), octets, confidential=False).message  # type: ignore[arg-type]
+            return bytes(wrap(self._established(), octets, confidential=False).message)
         except GSSError as error:
             raise UnauthorizedLogin(f"wrap: {error}") from None
 
@@ -343,7 +343,7 @@ class KerberosContext:
         from gssapi.raw import GSSError, unwrap
 
         try:
-            return unwrap(self._established(), octets).message  # type: ignore[arg-type]
+            return bytes(unwrap(self._established(), octets).message)
         except GSSError as error:
             raise UnauthorizedLogin(f"unwrap: {error}") from None
 
@@ -399,7 +399,7 @@ def _shown(name: Name | None) -> str:
     if name is None:
         raise UnauthorizedLogin("the initiator has no name")
     try:
-        return display_name(name, False).name.decode()
+        return str(display_name(name, False).name.decode())
     except (ValueError, GSSError) as error:
         raise UnauthorizedLogin(f"the initiator's name: {error}") from None
 

@@ -18,9 +18,10 @@ from tests.directory.relays import Log, integrated, running
 from tests.lab import clients
 from tests.lab.clients import Place, Ran
 from tests.lab.directory import DirectoryLab
-from tests.lab.integrated_clients import RELAY, inside, smtptest, windows
+from tests.lab.integrated_clients import RELAY, gsasl, inside, smtptest, windows
 from tests.lab.raw import Raw
 from tests.lab.relay import Relay
+from tests.lab.tickets import edited, edited_pac, with_groups
 from tests.lab.wiretap import Wiretap
 
 SETTINGS = """\
@@ -133,6 +134,18 @@ class TestTokens:
             client.say(b"EHLO client.example")
             assert client.say(b"AUTH GSSAPI " + base64.b64encode(tokens.kerberos)).startswith(b"535 5.7.8")
         assert log.one("authentication-failed")["reason"].startswith("replay (ticket for smtp/relay.lab.example@")
+
+    def test_a_ticket_of_48_kib(
+        self, lab: DirectoryLab, relay: Relay, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KRB5_CONFIG", str(lab.krb5_conf))
+        many = edited_pac(lab.keytab, with_groups(6100))
+        big = inside(lab, edited(lab.kinit("alice"), lab.keytab, many))
+        with Wiretap(relay.port()) as tap:
+            gsasl(tap.port, big).require()  # curl takes no token of that length
+        token = base64.b64decode(max(tap.said(), key=len).split()[-1])
+        assert 48 * 1024 < len(token) < 64 * 1024
+        assert log.one("authenticated")["user"] == "alice@lab.example"
 
     @pytest.mark.parametrize("mechanism", [b"GSSAPI", b"GSS-SPNEGO", b"NTLM"])
     def test_spoiled_ones(self, relay: Relay, tokens: Tokens, mechanism: bytes) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.directory.relays import integrated
 from tests.lab import clients, domain
 from tests.lab.directory import DirectoryLab
+from tests.lab.net import wait_for
 from tests.lab.relay import Relay
 from tests.lab.winbind import among
 
@@ -196,6 +197,8 @@ class TestFaults:
             own_lab.kill()
             assert judge.deferred("LAB\\alice", directory=False)
             own_lab.start()
+            # LDAP answers before winbindd is done.
+            wait_for(lambda: "principal" in judge("LAB\\alice", directory=False), "winbind", 30, interval=0.2)
             assert judge.let_in("LAB\\alice", directory=False)["name"] == "LAB\\alice"
 
     def test_no_winbind_at_all(self, lab: DirectoryLab) -> None:

@@ -177,7 +177,7 @@ def test_a_message_that_is_dropped_while_it_is_sent(start_relay: StartRelay, con
         relay = start_relay(relaying(sink.port))
         submit(relay, content=content)
         assert arrived.wait(DEADLINE)
-        queue_id = next(relay.find("accepted"))["queue_id"]
+        queue_id = relay.wait_for("accepted")["queue_id"]
         try:
             assert relay.ctl_json("queue", "drop", queue_id) == [{"messages": 1}]
             assert relay.ctl("queue", "retry", queue_id).returncode == 1  # there is nothing to retry

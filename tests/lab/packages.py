@@ -1,8 +1,8 @@
 """Installs the programs that the tests run: Debian packages as root, npm and PyPI extras into var/lab.
 
 `python -m tests.lab.packages` does it, or, without root, says what is missing and exits 1; the argument "directory"
-adds what the directory tests need. It uses the standard library alone, so it runs before anything is installed, and
-answers in a fraction of a second when all is there.
+adds what the directory tests need, "extras" relayd's own extras that they use. It uses the standard library alone, so
+it runs before anything is installed, and answers in a fraction of a second when all is there.
 """
 
 from __future__ import annotations
@@ -312,6 +312,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Install what `arguments` ask for; 1 when something is missing that this user cannot install."""
     try:
         ensure_directory() if "directory" in arguments else ensure()
+        if "extras" in arguments:
+            ensure_extras()
     except Missing as missing:
         print(missing, file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "negotiated_ntlm",
     "ntlm",
     "plain",
+    "spoiled",
 ]
 
 #: Yields the responses of a client, and is sent the server's challenges.
@@ -60,6 +62,7 @@ class Exchange:
 class Begun:
     """An exchange under way in a session.
 
+    :ivar exchange: which one; *raw* the session.
     :ivar reply: the last one; a 334 before the first response.
     :ivar said: how many responses went out.
     """
@@ -67,7 +70,8 @@ class Begun:
     def __init__(self, exchange: Exchange, raw: Raw) -> None:
         self.reply = b"334 \r\n"
         self.said = 0
-        self._raw = raw
+        self.exchange = exchange
+        self.raw = raw
         self._responses = exchange.responses()
         self._command = b"AUTH " + exchange.mechanism + b" "
 
@@ -83,13 +87,13 @@ class Begun:
 
     def send(self, response: bytes, behind: bytes = b"") -> None:
         """Says *response*, and what comes *behind* its line in the same segment."""
-        self._raw.send(self.line(response) + b"\r\n" + behind)
+        self.raw.send(self.line(response) + b"\r\n" + behind)
         self.said += 1
 
     def answer(self, response: bytes | None = None) -> bytes:
         """The reply to *response*, or to the one that is next."""
         self.send(self.next() if response is None else response)
-        self.reply = self._raw.reply()
+        self.reply = self.raw.reply()
         return self.reply
 
     @property
@@ -171,3 +175,20 @@ def _stepped(context: spnego.ContextProxy | gssapi.SecurityContext) -> Responses
     challenge = yield context.step() or b""
     while True:
         challenge = yield context.step(challenge) or b""
+
+
+def spoiled(token: bytes, dice: random.Random) -> bytes:
+    """`token` with octets changed, taken out, put in, or cut off."""
+    made = bytearray(token)
+    for _ in range(dice.choice((1, 1, 2, 8))):
+        at = dice.randrange(len(made) or 1)
+        match dice.randrange(4):
+            case 0:
+                made[at : at + 1] = dice.randbytes(1)
+            case 1:
+                del made[at : at + dice.choice((1, 4, 400))]
+            case 2:
+                made[at:at] = dice.randbytes(dice.choice((1, 4, 400)))
+            case 3:
+                del made[at:]
+    return bytes(made)

@@ -14,6 +14,7 @@ import pytest
 import spnego
 from spnego.channel_bindings import GssChannelBindings
 
+from tests.directory.exchanges import spoiled
 from tests.directory.relays import Log, integrated, running
 from tests.lab import clients
 from tests.lab.clients import Place, Ran
@@ -107,23 +108,6 @@ class Tokens:
 @pytest.fixture(scope="module")
 def tokens(relay: Relay, alice: Place, nowhere: Place, bob: tuple[str, str]) -> Tokens:
     return Tokens(relay, alice, nowhere, bob)
-
-
-def spoiled(token: bytes, dice: random.Random) -> bytes:
-    """`token` with octets changed, taken out, put in, or cut off."""
-    made = bytearray(token)
-    for _ in range(dice.choice((1, 1, 2, 8))):
-        at = dice.randrange(len(made) or 1)
-        match dice.randrange(4):
-            case 0:
-                made[at : at + 1] = dice.randbytes(1)
-            case 1:
-                del made[at : at + dice.choice((1, 4, 400))]
-            case 2:
-                made[at:at] = dice.randbytes(dice.choice((1, 4, 400)))
-            case 3:
-                del made[at:]
-    return bytes(made)
 
 
 class TestTokens:

@@ -289,6 +289,9 @@ class RelayService(MultiService):
             switchUID(user.pw_uid, user.pw_gid)
         for _, file in _secrets(settings):
             _insist_on_reading(file)
+        for file in _unreadable_libraries():
+            text = f"{file} is closed to {settings.server.user}: what is loaded later fails; install it elsewhere"
+            self.events.emit(Notice(text=text, key="server.user", line=settings.lines.get("server.user")))
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
@@ -436,6 +439,13 @@ def _insist_on_reading(secret: File) -> None:
     """
     if not os.access(secret, os.R_OK):
         raise ValueError(f"{secret} cannot be read by the user that relayd runs as; give it to that user")
+
+
+def _unreadable_libraries() -> list[File]:
+    """Python and relayd, where they are installed for root alone. Parts of them are loaded when they are needed first,
+    which is with the first client: codecs, gssapi, impacket."""
+    files = [File(str(module.__file__)) for module in (os, sys.modules[__name__])]
+    return [file for file in files if not os.access(file, os.R_OK)]
 
 
 def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:

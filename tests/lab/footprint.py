@@ -44,15 +44,21 @@ class Footprint:
         """What it holds now."""
         found = Holds()
         found["thread"] = len(os.listdir(f"/proc/{self.pid}/task"))
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found["child"] += len((task / "children").read_text().split())
+        found["child"] = len(self.children())
         sockets = {f"socket:[{inode}]": self._kind(fields) for inode, fields in _connections().items()}
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 target = str(descriptor.readlink())
                 # What is no file ends with its inode's number.
                 found[sockets.get(target, target.partition("[")[0])] += 1
+        return found
+
+    def children(self) -> list[int]:
+        """The ids of its child processes."""
+        found = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in (task / "children").read_text().split()]
         return found
 
     def settled(self, before: Holds, what: str, timeout: float = 30.0) -> None:

@@ -13,13 +13,15 @@ SOCKETS = "/run/samba/winbindd"
 SMB_CONF = "/etc/samba/smb.conf"
 
 
-def among(lab: DirectoryLab, *command: str | Path) -> list[str]:
+def among(lab: DirectoryLab, *command: str | Path, sockets: Path | None = None) -> list[str]:
     """The command line that runs *command* in a mount namespace of its own, where ntlm_auth finds the lab's winbindd.
 
     It takes root.
+
+    :param sockets: the directory where winbindd's socket is looked for, in place of the lab's.
     """
     script = (
-        f'mkdir -p {SOCKETS} && mount --bind "$1/winbindd" {SOCKETS} '
-        f'&& mount --bind "$1/smb.conf" {SMB_CONF} && shift && exec "$@"'
+        f'mkdir -p {SOCKETS} && mount --bind "$1" {SOCKETS} && mount --bind "$2" {SMB_CONF} && shift 2 && exec "$@"'
     )
-    return ["unshare", "-m", "sh", "-c", script, "sh", str(lab.directory), *(str(word) for word in command)]
+    places = (sockets or lab.directory / "winbindd", lab.directory / "smb.conf")
+    return ["unshare", "-m", "sh", "-c", script, "sh", *(str(word) for word in (*places, *command))]

@@ -101,13 +101,16 @@ class Joined:
             new.replace(target)
 
     @contextlib.contextmanager
-    def running(self, ca: Path | None = None, env: dict[str, str] | None = None) -> Iterator[None]:
+    def running(self, ca: Path | None = None, env: dict[str, str] | None = None, more: str = "") -> Iterator[None]:
         """Runs the relay.
 
         :param ca: who signed the controller's certificate, as it is told.
+        :param more: tables of its configuration.
         """
         own = OWN.format(keytab=self.keytab, computer=domain.COMPUTER, secret=self.secret)
-        config = integrated(self.lab, MORE, INSIDE, own).replace("[tls]\n", f'[tls]\nclient_ca = "{self._ca.path}"\n')
+        config = integrated(self.lab, MORE + more, INSIDE, own).replace(
+            "[tls]\n", f'[tls]\nclient_ca = "{self._ca.path}"\n'
+        )
         if ca is not None:
             assert config.count(f'ca = "{self.lab.ca}"') == 1
             config = config.replace(f'ca = "{self.lab.ca}"', f'ca = "{ca}"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +140,27 @@ class TestController:
                 begun.send(begun.next())
                 leave(raw)
 
+    @pytest.mark.parametrize("end", ["hangs", "killed"])
+    def test_a_stop_in_the_middle(self, joined: Joined, tmp_path: Path, end: str) -> None:
+        """It waits for what is under way, and no longer than that may take."""
+        other = joined.twin(tmp_path)
+        with other.running(), contextlib.ExitStack() as stack:
+            for name in other.exchanges:
+                assert other.code(name) == 235
+            sessions = [(name, stack.enter_context(other.session(name))) for name in other.exchanges for _ in range(3)]
+            begun = [other.exchanges[name].on(raw, BEFORE[name]) for name, raw in sessions]
+            other.lab.pause()
+            for each in begun[::2]:
+                each.send(each.next())
+            if end == "killed":
+                other.lab.kill()
+            assert other.relay.process is not None
+            other.relay.process.terminate()
+            for _, raw in sessions:
+                assert b"421 4.3.2 " in raw.rest()
+                raw.close()
+            assert other.relay.stop() == -signal.SIGTERM
+
 
 class TestMachineAccount:
     """It is checked when a channel is opened, hence anew when the controller comes back."""
@@ -259,11 +281,47 @@ class TestFiles:
             wait_for(lambda name=name: joined.code(name) == 235, "well again", 30, interval=0.3)  # type: ignore[misc]
 
 
+class TestDescriptors:
+    def test_none_is_left(self, joined: Joined) -> None:
+        """For the sessions that are there: there are no others."""
+        joined.lab.kill()
+        joined.lab.start()  # so that what was kept is of no use
+        sessions = {name: joined.session(name) for name in joined.exchanges}
+        pid = joined.footprint.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (10, before[1]))
+        try:
+            for name, raw in sessions.items():
+                log = Log(joined.relay)
+                assert joined.exchanges[name].on(raw).code == 454, name
+                assert "Too many open files" in log.one("authentication-failed")["reason"]
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for raw in sessions.values():
+            joined.send(raw)
+            raw.close()
+
+
 class TestClock:
     def test_a_client_whose_clock_is_wrong(self, joined: Joined) -> None:
         cache = skewed(joined.tickets, 600)
         for exchange in (gssapi_kerberos(cache), gss_spnego(cache)):
             joined.deferred(exchange, "clock skew")
+
+
+def test_replays_cannot_be_noted(sick: DirectoryLab, only: Joined, tmp_path: Path) -> None:
+    """A replay cache that cannot be written; libkrb5 finds it by the relay's environment."""
+    joined, cache = only.twin(tmp_path), tmp_path / "noted" / "replays"
+    with joined.running(env={"KRB5RCACHENAME": f"file2:{cache}"}):
+        for name in BY_TICKET:
+            joined.deferred(name, str(cache))
+        cache.parent.mkdir()
+        for name in BY_TICKET:
+            assert joined.code(name) == 235
+        cache.unlink()
+        cache.mkdir()
+        for name in BY_TICKET:
+            joined.deferred(name, str(cache))
 
 
 def test_another_authority(sick: DirectoryLab, only: Joined, tmp_path: Path) -> None:

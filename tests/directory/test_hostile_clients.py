@@ -6,11 +6,12 @@ import contextlib
 import random
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.directory.exchanges import Begun, Exchange, gssapi_kerberos, negotiated_ntlm, ntlm, spoiled
-from tests.directory.joined import BY_DIRECTORY, BY_TICKET, Joined, joined_relay
+from tests.directory.joined import BY_DIRECTORY, BY_TICKET, MORE_THREADS, Joined, joined_relay
 from tests.directory.relays import Log
 from tests.lab.directory import DirectoryLab
 from tests.lab.raw import Raw
@@ -158,6 +159,22 @@ class TestLeaving:
                             line = begun.line(begun.next())
                             raw.send(line[: len(line) // 2])
                         LEAVES[leave](raw)
+
+    def test_silence_at_every_step(self, only: Joined, responses: dict[str, list[bytes]], tmp_path: Path) -> None:
+        joined = only.twin(tmp_path)
+        with joined.running(more='[limits]\ncommand_timeout = "1s"\n'), contextlib.ExitStack() as stack:
+            before = joined.footprint.holds()
+            before["thread"] += MORE_THREADS
+            silent = []
+            for name, exchange in joined.exchanges.items():
+                for step in range(1, len(responses[name])):
+                    silent.append(stack.enter_context(joined.session(exchange)))
+                    assert exchange.on(silent[-1], step).code == 334
+            for raw in silent:
+                assert raw.reply().startswith(b"421 4.4.2 ")
+                assert raw.rest() == b""
+                raw.close()
+            joined.footprint.settled(before, "clients that fell silent")
 
 
 class TestManyAtOnce:

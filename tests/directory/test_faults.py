@@ -53,11 +53,11 @@ def joined(only: Joined) -> Iterator[Joined]:
 
 @contextlib.contextmanager
 def paused(lab: DirectoryLab, task: str) -> Iterator[Callable[[], None]]:
-    """The controller's processes for one *task*, ``ldap`` or ``rpc``, do not run.
+    """The controller's processes for one *task*, ``ldap``, ``rpc`` or ``dns``, do not run.
 
     What it gives waits until they were asked something.
     """
-    port = {"ldap": 636, "rpc": DYNAMIC}[task]
+    port = {"ldap": 636, "rpc": DYNAMIC, "dns": 53}[task]
     pids = [pid for pid in lab.controller.pids() if f"task[{task}]" in Path(f"/proc/{pid}/cmdline").read_text()]
     assert pids
     for pid in pids:
@@ -322,6 +322,19 @@ def test_replays_cannot_be_noted(sick: DirectoryLab, only: Joined, tmp_path: Pat
         cache.mkdir()
         for name in BY_TICKET:
             joined.deferred(name, str(cache))
+
+
+def test_no_dns(sick: DirectoryLab, only: Joined, tmp_path: Path) -> None:
+    """A relay that never learned where its controllers are."""
+    joined = only.twin(tmp_path)
+    with joined.running():
+        with paused(sick, "dns"):
+            for name in (*BY_DIRECTORY, *BY_NETLOGON):
+                joined.deferred(name, "_ldap._tcp.dc._msdcs.lab.example", "DNS")
+            for name in BY_TICKET:
+                assert joined.code(name) == 235
+        for name in joined.exchanges:
+            wait_for(lambda name=name: joined.code(name) == 235, "well again", 60, interval=0.3)  # type: ignore[misc]
 
 
 def test_another_authority(sick: DirectoryLab, only: Joined, tmp_path: Path) -> None:

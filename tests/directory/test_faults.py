@@ -86,7 +86,7 @@ class TestController:
             assert joined.exchanges[name].on(raw).code == 235  # the session goes on
             joined.send(raw)
 
-    @pytest.mark.parametrize("name", [*BY_DIRECTORY, *BY_NETLOGON])
+    @pytest.mark.parametrize("name", ["PLAIN", "EXTERNAL", *BY_NETLOGON])
     def test_killed_while_it_is_asked(self, joined: Joined, name: str) -> None:
         log = Log(joined.relay)
         with joined.session(name) as raw, paused(joined.lab, TASK[name]) as asked:
@@ -98,7 +98,7 @@ class TestController:
             assert joined.lab.host in log.one("authentication-failed")["reason"]
             joined.send(raw)
 
-    @pytest.mark.parametrize("name", [*BY_DIRECTORY, *BY_NETLOGON])
+    @pytest.mark.parametrize("name", ["PLAIN", "EXTERNAL", *BY_NETLOGON])
     def test_slow(self, joined: Joined, name: str) -> None:
         """Who has to wait is let in all the same."""
         with joined.session(name) as raw:

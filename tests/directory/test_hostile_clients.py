@@ -18,7 +18,7 @@ from tests.lab.raw import Raw
 from tests.lab.tickets import edited, edited_pac, with_groups
 
 #: Tokens for each first step, which cost a client nothing, and for each later one.
-FIRST, LATER = 600, 80
+FIRST, LATER = 400, 60
 #: Sessions at once.
 MANY = 200
 

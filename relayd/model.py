@@ -93,6 +93,11 @@ class Reply:
         return " ".join(part for part in (str(self.code), self.enhanced, self.text) if part)
 
 
+#: The answers to AUTH that refuse nobody: what has to be asked is away, or too many ask at once (design, promise 5).
+AUTH_UNAVAILABLE: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
+AUTH_BUSY: Final = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
+
+
 class Fault(Exception):
     """An error that crosses a module: what the client is told, and what the log is told.
 

@@ -28,7 +28,7 @@ from relayd.auth.accounts import prepared
 from relayd.auth.credentials import ClientCertificate, IClientCertificate
 from relayd.auth.directory import directory_principal
 from relayd.directory import AccountState, Directory, User
-from relayd.model import Fault, Principal, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault, Principal
 
 __all__ = ["CertificateChecker", "certificate_name", "certificate_sid", "certificate_upn", "strong_mappings"]
 
@@ -76,8 +76,6 @@ _UNREADABLE: Final = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-
-_UNAVAILABLE: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 
 class _OtherName(univ.Sequence):
@@ -196,7 +194,8 @@ class CertificateChecker:
         if not user.state_known:
             # With a password the directory itself has the last word; here there is nobody else to ask.
             hidden = "userAccountControl, accountExpires or msDS-User-Account-Control-Computed"
-            raise Fault(_UNAVAILABLE, f"whether {user.name} may sign in is hidden from relayd: it cannot read {hidden}")
+            why = f"whether {user.name} may sign in is hidden from relayd: it cannot read {hidden}"
+            raise Fault(AUTH_UNAVAILABLE, why)
         if credentials.authorise and not await self._same(credentials, user):
             raise UnauthorizedLogin(f"asks to act as {credentials.authorise[:255]!r}, and is {user.name}")
         return directory_principal(user, "EXTERNAL", "certificate")
@@ -231,7 +230,7 @@ def _verified(credentials: ClientCertificate) -> x509.Certificate:
     tls = credentials.client.tls
     if tls is None or not tls.certificate:
         if tls is not None and tls.undecided:
-            raise Fault(_UNAVAILABLE, tls.undecided)
+            raise Fault(AUTH_UNAVAILABLE, tls.undecided)
         raise UnauthorizedLogin((tls.distrust if tls is not None else "") or "no client certificate")
     try:
         return x509.load_der_x509_certificate(tls.certificate)

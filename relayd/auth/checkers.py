@@ -18,7 +18,7 @@ from relayd.auth.accounts import LONGEST_NAME, Account, AccountsFile, AccountsFi
 from relayd.auth.credentials import IPassword, Password
 from relayd.auth.lockout import FailureCount, client_key
 from relayd.auth.turns import Turns
-from relayd.model import Fault, Principal, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault, Principal
 from relayd.threads import BoundedPool
 
 #: How long a right password is not checked again, in seconds: devices log in for every message.
@@ -26,8 +26,6 @@ REMEMBERED = 60.0
 
 #: An account, and where it is tried from.
 _Who = tuple[str, str]
-
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 
 @implementer(ICredentialsChecker)
@@ -94,7 +92,7 @@ class AccountsChecker:
         :raises UnauthorizedLogin: there is none.
         """
         if self._failures.blocked(who):
-            raise Fault(_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
+            raise Fault(AUTH_UNAVAILABLE, f"too many failures of {name} from {who[1]}: password not looked at")
         account = self._recall(name, password) or await self._verify(name, password)
         if account is None:
             self._failures.failed(who)
@@ -105,7 +103,7 @@ class AccountsChecker:
         try:
             account = await self._pool.run(self._accounts.verify, name, password)
         except AccountsFileError as error:
-            raise Fault(_UNAVAILABLE, str(error)) from None
+            raise Fault(AUTH_UNAVAILABLE, str(error)) from None
         if account is not None:
             if len(self._remembered) > 10_000:
                 self._remembered.clear()

@@ -16,15 +16,12 @@ from zope.interface import implementer
 from relayd.auth.accounts import LONGEST_NAME, AccountsFile, AccountsFileError, prepared
 from relayd.auth.checkers import AccountsChecker
 from relayd.auth.credentials import IPassword, Password
-from relayd.auth.lockout import AccountLockout, Limits, client_key
-from relayd.directory import Answers, Directory, LockoutPolicy, Unavailable, User
-from relayd.model import Fault, Principal, Reply
+from relayd.auth.lockout import AccountLockout, Limits, client_key, limits_of
+from relayd.directory import Answers, Directory, Unavailable, User
+from relayd.model import AUTH_UNAVAILABLE, Fault, Principal
 from relayd.settings import Lockout
 
 __all__ = ["LdapChecker", "PasswordChecker", "directory_principal"]
-
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
-_NO_POLICY = LockoutPolicy(0, 0.0)
 
 
 def directory_principal(user: User, mechanism: str, source: str) -> Principal:
@@ -84,7 +81,7 @@ class LdapChecker:
         user = await self._directory.find(name, default_domain)
         if user is None:
             raise UnauthorizedLogin("unknown account")
-        limits = Limits.of(self._settings, await self._policy(user))
+        limits = await limits_of(user, self._settings, self._directory)
         client = client_key(credentials.client.peer.address)
         user = await self._lockout.turns.take(
             user.key, partial(self._judge, name, default_domain, user, password, client, limits)
@@ -99,15 +96,12 @@ class LdapChecker:
         :raises UnauthorizedLogin: refused.
         """
         if why := self._lockout.blocked(user.key, client, limits):
-            raise Fault(_UNAVAILABLE, f"too many failures of {user.name}, {why}: password not looked at")
+            raise Fault(AUTH_UNAVAILABLE, f"too many failures of {user.name}, {why}: password not looked at")
         right = self._right.kept(self._digest(user, password))
         if right is None or right[0] != user.password_set or not user.state.good:
             return await self._verify(name, default_domain, user, password, client, limits)
         self._lockout.recognised(user.key, client)
         return user
-
-    async def _policy(self, user: User) -> LockoutPolicy:
-        return await self._directory.lockout_policy(user) if self._settings.auto else _NO_POLICY
 
     async def _verify(
         self, name: str, default_domain: str, user: User, password: bytes, client: str, limits: Limits
@@ -189,6 +183,6 @@ class PasswordChecker:
             local = self._accounts.find(credentials.username.decode("utf-8", "replace"))
         except AccountsFileError as error:
             # Whose name it is cannot be told.
-            raise Fault(_UNAVAILABLE, str(error)) from None
+            raise Fault(AUTH_UNAVAILABLE, str(error)) from None
         checker = self._local if local is not None else self._directory
         return await checker.requestAvatarId(credentials)

@@ -7,14 +7,13 @@ from typing import Any, Final
 from twisted.cred.error import UnauthorizedLogin
 
 from relayd.directory import Directory
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault
 
 __all__ = ["PasswordInitiator", "account_of"]
 
 #: What pyspnego calls the protocol that a SASL mechanism speaks here.
 _PROTOCOLS: Final = {"GSSAPI": "kerberos", "GSS-SPNEGO": "negotiate", "NTLM": "ntlm"}
 
-_NO_START: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 #: MIT's error table of Kerberos: a code is this and a number of RFC 4120 7.5.9.
 _KRB5_TABLE: Final = -1765328384
@@ -77,7 +76,7 @@ class PasswordInitiator:
                 reason += (
                     f": neither smtp/{self._hostname} nor, unless krb5.conf has rdns = false, what reverse DNS calls it"
                 )
-            raise Fault(_NO_START, f"the client's side of {self._mechanism}: {reason}") from None
+            raise Fault(AUTH_UNAVAILABLE, f"the client's side of {self._mechanism}: {reason}") from None
 
     def _integrated(self, challenge: bytes) -> bytes:
         if self._context is None:

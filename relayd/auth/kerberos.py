@@ -36,7 +36,7 @@ from twisted.cred.error import UnauthorizedLogin
 from relayd.auth.authenticator import unbound
 from relayd.auth.gss_token import KERBEROS, SPNEGO, kerberos_token, mechanism, request, ticket
 from relayd.auth.pac import Pac, logon_info, upn_dns_info
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault
 
 if TYPE_CHECKING:
     from gssapi.raw import ChannelBindings, Creds, GSSError, Name, SecurityContext
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KerberosAcceptor", "KerberosContext", "kerberos_missing"]
 
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 # Error tables of MIT's (com_err): a code is its table's base and a number below 256.
 _KRB5_TABLE = -1765328384
@@ -147,7 +146,7 @@ class KerberosAcceptor:
             # SPNEGO would take any mechanism that is installed, such as gss-ntlmssp.
             set_neg_mechs(credentials, mechanisms[:1])
         except GSSError as error:
-            raise Fault(_UNAVAILABLE, self.why_not() or f"keytab {self.keytab}: {error}") from None
+            raise Fault(AUTH_UNAVAILABLE, self.why_not() or f"keytab {self.keytab}: {error}") from None
         return credentials
 
     def why_not(self) -> str:
@@ -233,7 +232,7 @@ class KerberosContext:
         try:
             return unbound(request(kerberos_token(token)), self._acceptor.keytab_name)
         except OSError as error:
-            raise Fault(_UNAVAILABLE, f"cannot tell whether the initiator binds: {error}") from None
+            raise Fault(AUTH_UNAVAILABLE, f"cannot tell whether the initiator binds: {error}") from None
         except ValueError:
             return False
 
@@ -285,7 +284,7 @@ class KerberosContext:
         from gssapi.raw import BadMechanismError, BadMICError, InvalidTokenError
 
         if lost := self._acceptor.why_not():
-            return Fault(_UNAVAILABLE, lost)
+            return Fault(AUTH_UNAVAILABLE, lost)
         try:
             inner = kerberos_token(token)
             asked = ticket(inner)
@@ -303,7 +302,7 @@ class KerberosContext:
         malformed_token = isinstance(error, BadMechanismError | BadMICError | InvalidTokenError)
         if number in _CLIENTS or code & ~0xFF in _MALFORMED_TABLES or malformed_token:
             return UnauthorizedLogin(reason)
-        return Fault(_UNAVAILABLE, reason)
+        return Fault(AUTH_UNAVAILABLE, reason)
 
     def _own_error(self, error: GSSError, inner: bytes) -> GSSError | None:
         """Kerberos' own error: SPNEGO passes its text on, and a number that means nothing. None: it is SPNEGO's.
@@ -374,7 +373,7 @@ class KerberosContext:
         try:
             return replace(logon_info(logon), upn=upn_dns_info(upn) if upn is not None else "")
         except ValueError as error:
-            raise Fault(_UNAVAILABLE, f"PAC of {self.principal}: {error}") from None
+            raise Fault(AUTH_UNAVAILABLE, f"PAC of {self.principal}: {error}") from None
 
     def _pac_buffer(self, name: str) -> bytes | None:
         from gssapi.raw import GSSError, get_name_attribute

@@ -9,17 +9,19 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from relayd.auth.turns import Turns
-from relayd.directory import LockoutPolicy
+from relayd.directory import Directory, LockoutPolicy, User
 from relayd.model import IPAddress
 from relayd.settings import Lockout
 
-__all__ = ["AccountLockout", "FailureCount", "Limits", "client_key"]
+__all__ = ["NO_LOCKOUT", "AccountLockout", "FailureCount", "Limits", "client_key", "limits_of"]
 
 #: Failures of one account from one client, and how long they count, where nothing else is said.
 FAILURES: Final = 10
 FAILURE_WINDOW: Final = 900.0
 #: Failures of one account from all clients, where the directory locks nobody: against guessing from many addresses.
 FAILURES_OF_ALL: Final = 50
+#: Of a directory that locks nobody.
+NO_LOCKOUT: Final = LockoutPolicy(0, 0.0)
 
 
 def client_key(address: IPAddress) -> str:
@@ -96,6 +98,14 @@ class Limits:
         half = max(1, policy.threshold // 2)
         rest = max(1, policy.threshold - 1 - half)
         return cls(half, half, rest, policy.window or FAILURE_WINDOW)
+
+
+async def limits_of(user: User, lockout: Lockout, directory: Directory) -> Limits:
+    """The limits of *user*; the *directory* is asked for its policy where ``auto`` wants it.
+
+    :raises relayd.directory.Unavailable: it has to be asked, and cannot.
+    """
+    return Limits.of(lockout, await directory.lockout_policy(user) if lockout.auto else NO_LOCKOUT)
 
 
 class _Counts:

@@ -11,11 +11,10 @@ from spnego._ntlm_raw.crypto import hmac_md5, ntowfv2
 from relayd.auth.accounts import AccountsFile, AccountsFileError
 from relayd.auth.ntlm import AskedExchange, NtlmAccount, NtlmExchange, NtlmRefused
 from relayd.auth.ntlm_messages import Authenticate, Target, make_challenge, server_challenge
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault
 
 __all__ = ["AccountsBackend"]
 
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 #: The longest NetBIOS name of a computer (MS-NBTE 2.2.1).
 _NETBIOS = 15
 
@@ -50,7 +49,7 @@ class AccountsBackend:
         try:
             account = self._accounts.find(message.user)
         except AccountsFileError as error:
-            raise Fault(_UNAVAILABLE, str(error)) from None
+            raise Fault(AUTH_UNAVAILABLE, str(error)) from None
         if account is not None and not account.nt:
             raise NtlmRefused(
                 f"{account.name} has no NT hash: `relayctl account add` writes one for the backend accounts"

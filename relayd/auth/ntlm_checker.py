@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from zope.interface import implementer
 from relayd.auth.accounts import LONGEST_NAME, same_name
 from relayd.auth.credentials import INtlmResponse, NtlmResponse
 from relayd.auth.directory import directory_principal
-from relayd.auth.lockout import AccountLockout, FailureCount, Limits, client_key
+from relayd.auth.lockout import NO_LOCKOUT, AccountLockout, FailureCount, Limits, client_key, limits_of
 from relayd.auth.ntlm import NtlmAccount, NtlmRefused
 from relayd.auth.ntlm_messages import (
     OWN_NAMES,
@@ -31,14 +31,12 @@ from relayd.auth.ntlm_messages import (
     own_pairs,
     parse_authenticate,
 )
-from relayd.directory import Directory, LockoutPolicy, Unavailable, User
-from relayd.model import Client, Fault, Principal, Reply
+from relayd.directory import Directory, Unavailable, User
+from relayd.model import AUTH_UNAVAILABLE, Client, Fault, Principal
 from relayd.settings import Lockout
 
 __all__ = ["LocalNtlmChecker", "NtlmChecker"]
 
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
-_NO_POLICY: Final = LockoutPolicy(0, 0.0)
 #: Stands for an account of another domain: its own policy is not to be had, this domain's is the best guess.
 _FOREIGN: Final = User(dn="", name="")
 
@@ -121,27 +119,23 @@ class NtlmChecker:
         written = _written(message.domain, message.user)
         bare = message.user.partition("@")[0]
         if self._directory is None:
-            return _Claim(None, (bare.casefold(),), Limits.of(self._settings, _NO_POLICY))
+            return _Claim(None, (bare.casefold(),), Limits.of(self._settings, NO_LOCKOUT))
         user = await self._directory.find(written)
         if user is not None:
-            return _Claim(user, (user.key,), await self._limits(user))
+            return _Claim(user, (user.key,), await limits_of(user, self._settings, self._directory))
         own = (await self._directory.domain()).is_called(message.domain)
         if own or not (message.domain or "@" in message.user):  # a UPN may be of another domain of the forest
             raise UnauthorizedLogin("unknown account")
         namesake = await self._directory.find(message.user) or await self._directory.find(bare)
         counted = (written.casefold(), *((namesake.key,) if namesake is not None else ()))
-        return _Claim(None, counted, await self._limits(namesake or _FOREIGN))
-
-    async def _limits(self, user: User) -> Limits:
-        assert self._directory is not None
-        policy = await self._directory.lockout_policy(user) if self._settings.auto else _NO_POLICY
-        return Limits.of(self._settings, policy)
+        limits = await limits_of(namesake or _FOREIGN, self._settings, self._directory)
+        return _Claim(None, counted, limits)
 
     async def _judge(self, credentials: NtlmResponse, message: Authenticate, claim: _Claim) -> NtlmAccount:
         client = client_key(credentials.client.peer.address)
         for counted in claim.counted:
             if why := self._lockout.blocked(counted, client, claim.limits):
-                raise Fault(_UNAVAILABLE, f"too many failures of {message.user}, {why}: answer not looked at")
+                raise Fault(AUTH_UNAVAILABLE, f"too many failures of {message.user}, {why}: answer not looked at")
         try:
             account = await credentials.exchange.verify(credentials.authenticate)
         except NtlmRefused as refused:
@@ -164,19 +158,10 @@ class NtlmChecker:
         groups = account.group_sids
         if more := groups - known:
             groups |= await self._groups_of(more) if self._groups_of is not None else frozenset()
-        name = _written(account.domain, account.name)
         if user is None:
+            name = _written(account.domain, account.name)
             return Principal(name=name, mechanism=mechanism, source="ntlm", sid=account.sid, groups=groups)
-        found = directory_principal(user, mechanism, "ntlm")
-        return Principal(
-            name=found.name,
-            mechanism=mechanism,
-            source="ntlm",
-            upn=found.upn,
-            sid=found.sid,
-            groups=found.groups | groups,
-            addresses=found.addresses,
-        )
+        return replace(directory_principal(user, mechanism, "ntlm"), groups=user.groups | groups)
 
     async def _named(self, account: NtlmAccount, user: User | None) -> User | None:
         """Whom the controller named: seldom anybody but the *user* that the client's spelling led to."""
@@ -212,7 +197,8 @@ class LocalNtlmChecker:
             message = _acceptable(credentials, self._channel_binding)
             who = (same_name(message.user), client_key(credentials.client.peer.address))
             if self._failures.blocked(who):
-                raise Fault(_UNAVAILABLE, f"too many failures of {message.user} from {who[1]}: answer not looked at")
+                why = f"too many failures of {message.user} from {who[1]}: answer not looked at"
+                raise Fault(AUTH_UNAVAILABLE, why)
             try:
                 account = await credentials.exchange.verify(credentials.authenticate)
             except NtlmRefused as refused:
@@ -303,7 +289,7 @@ def _prove(account: NtlmAccount, message: Authenticate, credentials: NtlmRespons
     key = account.exported_key or (exported_session_key(account.session_key, message) if account.session_key else b"")
     if not key:
         if message.has_mic and not account.checked:
-            raise Fault(_UNAVAILABLE, "there is no session key to check the client's MIC with")
+            raise Fault(AUTH_UNAVAILABLE, "there is no session key to check the client's MIC with")
         if credentials.mech_list_mic and credentials.list_in_doubt:
             raise UnauthorizedLogin(
                 "SPNEGO: NTLM was not the first choice, and there is no session key to check the mechListMIC with"

@@ -28,7 +28,7 @@ from relayd.auth.winbind import WinbindBackend
 from relayd.config import system_keytab
 from relayd.directory import Directory
 from relayd.events import Events, Notice
-from relayd.model import Reply
+from relayd.model import AUTH_BUSY
 from relayd.netlogon import Netlogon
 from relayd.settings import Listener, Settings
 from relayd.threads import BoundedPool
@@ -36,8 +36,6 @@ from relayd.threads import BoundedPool
 __all__ = ["Sources"]
 
 T = TypeVar("T")
-
-_FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
 
 
 class Sources:
@@ -55,8 +53,8 @@ class Sources:
         self._directory = directory
         self._reactor = reactor
         self._listeners = {entry.name: entry for entry in settings.listeners}
-        self.tickets = BoundedPool("tickets", reactor, threads=2, waiting=100, full=_FULL)
-        self._hashing = BoundedPool("passwords", reactor, threads=2, waiting=100, full=_FULL)
+        self.tickets = BoundedPool("tickets", reactor, threads=2, waiting=100, full=AUTH_BUSY)
+        self._hashing = BoundedPool("passwords", reactor, threads=2, waiting=100, full=AUTH_BUSY)
         self.lockout = AccountLockout(time.monotonic)
         self.kerberos: KerberosAcceptor | None = None
         self.ntlm: NtlmBackend | None = None

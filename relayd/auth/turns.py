@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault
 
 __all__ = ["Turns"]
 
@@ -15,8 +15,6 @@ T = TypeVar("T")
 
 #: Answers of one account that may wait while one of them is checked.
 WAITING: Final = 100
-
-_UNAVAILABLE = Reply.of(454, "4.7.0", "Temporary authentication failure")
 
 
 class Turns:
@@ -32,7 +30,7 @@ class Turns:
         """
         while (others := self._turns.get(account)) is not None:
             if len(others) >= WAITING:
-                raise Fault(_UNAVAILABLE, f"{WAITING} answers of one account wait to be checked")
+                raise Fault(AUTH_UNAVAILABLE, f"{WAITING} answers of one account wait to be checked")
             turn: Deferred[None] = Deferred()
             others.append(turn)
             await turn

@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from relayd.auth.ntlm import NtlmAccount, NtlmExchange, NtlmRefused
 from relayd.auth.ntlm_messages import insist_on_negotiate
 from relayd.directory import Unavailable
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_BUSY, Fault, Reply
 
 __all__ = ["NTLM_AUTH", "WinbindBackend", "winbind_missing"]
 
@@ -45,7 +45,6 @@ LINE: Final = 64 * 1024
 #: Octets of what a helper complains about that are kept for the log.
 COMPLAINT: Final = 400
 
-_BUSY = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
 _MALFORMED = Reply.of(501, "5.5.2", "Malformed response")
 
 #: Statuses that speak of the account (MS-ERREF 2.3.1); True: of its password, which the directory counts. Any other
@@ -223,7 +222,7 @@ class WinbindBackend:
         if self._closed:
             raise Unavailable("winbind: closed")
         if len(self._all) >= self._most:
-            raise Fault(_BUSY, f"winbind: {self._most} exchanges are under way")
+            raise Fault(AUTH_BUSY, f"winbind: {self._most} exchanges are under way")
         helper = _Helper(self._reactor)
         path = {"PATH": os.environ.get("PATH", os.defpath)}
         try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from relayd.cli.context import Context, pass_context
+from relayd.cli.context import COLOURS, Context, pass_context
 from relayd.cli.secret import password_from
 
-_COLOURS = {"accept": "green", "refuse": "red", "defer": "yellow"}
 _EXIT = {"accept": 0, "refuse": 1, "defer": 2}
 
 
@@ -42,6 +41,6 @@ def test(context: Context, user: str, mechanism: str, listener: str, password_fi
         context.table(("", f"{found['mechanism']} on {found['listener']}"), rows)
         context.console.print()
     why = f" ({found['reason']})" if found["reason"] else ""
-    colour = _COLOURS[found["verdict"]]
+    colour = COLOURS[found["verdict"]]
     context.console.print(f"{found['verdict']}: {found['reply']}{why}", style=f"bold {colour}", markup=False)
     return _EXIT[found["verdict"]]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
@@ -18,6 +18,9 @@ from relayd.settings import Settings
 
 if TYPE_CHECKING:
     from relayd.control import ControlClient
+
+#: How verdicts are shown.
+COLOURS: Final = {"accept": "green", "refuse": "red", "defer": "yellow"}
 
 #: Where output is no terminal, tables are this wide: nothing is cut off for a pipe.
 PIPE_WIDTH = 300

@@ -9,15 +9,13 @@ import click
 from relayd.auth import Account, AccountsFile, AccountsFileError
 from relayd.auth.directory import directory_principal
 from relayd.cli.asking import asked
-from relayd.cli.context import Context, pass_context
+from relayd.cli.context import COLOURS, Context, pass_context
 from relayd.config import size as size_reader
 from relayd.directory import User
 from relayd.model import Fault, IPAddress, Names, Outcome, Path, client_address
 from relayd.policy import Explanation, Policy, Question
 from relayd.policy import explain as explained
 from relayd.wire import parse_address
-
-_COLOURS = {"accept": "green", "refuse": "red", "defer": "yellow"}
 
 
 class _Address(click.ParamType[Path]):
@@ -177,6 +175,6 @@ def _show(context: Context, explanation: Explanation, entry: User | None) -> Non
     )
     verdict = explanation.verdict
     context.console.print()
-    colour = _COLOURS[verdict.outcome.value]
+    colour = COLOURS[verdict.outcome.value]
     context.console.print(f"{verdict.outcome.value}: {verdict.reply}", style=f"bold {colour}", markup=False)
     context.console.print(f"by {verdict.rule} of {context.config}", markup=False)

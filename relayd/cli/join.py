@@ -22,8 +22,9 @@ from relayd.cli.resolving import resolved
 from relayd.cli.secret import password_from
 from relayd.config import load
 from relayd.directory.computer import Changing
+from relayd.directory.connecting import verifying
 from relayd.directory.faults import ControllerFault
-from relayd.directory.locating import Located, locate, told_domain, verifying
+from relayd.directory.locating import Located, locate, told_domain
 from relayd.directory.names import Domain
 from relayd.model import Fault
 from relayd.settings import Settings

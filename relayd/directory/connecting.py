@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path as File
 from typing import TypeVar
 
 from relayd import settings
@@ -13,11 +14,12 @@ from relayd.directory import lookups
 from relayd.directory.connection import Connection, Controller
 from relayd.directory.controllers import Purpose
 from relayd.directory.faults import ControllerFault, SearcherFault, Unavailable
+from relayd.directory.kerberos import KeytabAccount
 from relayd.directory.operations import Tally
-from relayd.directory.searcher import Searcher
+from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.model import IPAddress
 
-__all__ = ["Connector", "Probe"]
+__all__ = ["Connector", "Probe", "searcher_of", "verifying"]
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ class Connector:
     def __init__(self, settings: settings.Directory, searcher: Searcher) -> None:
         self._settings = settings
         self._searcher = searcher
-        self._context = _context(settings)
+        self._context = verifying(settings)
         self.tally = Tally()
 
     @property
@@ -137,6 +139,16 @@ class Connector:
         self._searcher.close()
 
 
+def searcher_of(directory: settings.Directory, keytab: File | None, clock: Callable[[], float]) -> Searcher:
+    """The account that searches: ``bind_user``, or else the keytab's own.
+
+    :param clock: seconds, monotonic.
+    """
+    if directory.bind_user:
+        return Searcher(PasswordAccount(directory.bind_user, directory.bind_password_file), clock)
+    return Searcher(KeytabAccount(keytab), clock)
+
+
 def _worked(connection: Connection, work: Callable[[Connection], T]) -> T:
     """What *work* brings; when it fails, the connection is closed."""
     try:
@@ -146,8 +158,11 @@ def _worked(connection: Connection, work: Callable[[Connection], T]) -> T:
         raise
 
 
-def _context(directory: settings.Directory) -> ssl.SSLContext:
-    """TLS that verifies certificate and name, always."""
+def verifying(directory: settings.Directory) -> ssl.SSLContext:
+    """TLS that verifies certificate and name, always.
+
+    :raises ValueError: the CA file is none.
+    """
     try:
         return ssl.create_default_context(cafile=str(directory.ca) if directory.ca else None)
     except (OSError, ssl.SSLError) as error:

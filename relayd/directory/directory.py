@@ -19,18 +19,16 @@ from twisted.internet.interfaces import IDelayedCall
 from relayd import settings
 from relayd.directory import lookups
 from relayd.directory.answers import Answers
-from relayd.directory.connecting import Connector, Probe
+from relayd.directory.connecting import Connector, Probe, searcher_of
 from relayd.directory.connection import Connection
 from relayd.directory.controllers import IDLE, Controllers, Known, Purpose, Standing
 from relayd.directory.entries import Group, LockoutPolicy, User
 from relayd.directory.faults import ControllerFault, Refusal, SearcherFault, Unavailable
-from relayd.directory.kerberos import KeytabAccount
 from relayd.directory.location import Dns, Location
 from relayd.directory.names import Domain, account_name
 from relayd.directory.operations import Operations
-from relayd.directory.searcher import PasswordAccount, Searcher
 from relayd.events import ControllerRests, Events
-from relayd.model import Fault, IPAddress, Reply
+from relayd.model import AUTH_BUSY, Fault, IPAddress, Reply
 from relayd.threads import BoundedPool
 
 __all__ = ["Directory"]
@@ -48,7 +46,6 @@ KEEP_DOMAIN, KEEP_LOCKOUT = 3600.0, 300.0
 #: What stands for a policy that may not be read: the strictest that is sensible.
 UNREADABLE: Final = LockoutPolicy(3, 1800.0)
 
-_FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
 _RECIPIENT_UNKNOWN_YET = Reply.of(451, "4.3.0", "Recipients cannot be looked up for now, please try again later")
 
 
@@ -78,18 +75,13 @@ class Directory:
         self._reactor = reactor
         self._events = events
         self._clock = clock
-        self._pool = BoundedPool("directory", reactor, threads=threads, waiting=waiting, full=_FULL)
+        self._pool = BoundedPool("directory", reactor, threads=threads, waiting=waiting, full=AUTH_BUSY)
         self._recipient_pool = BoundedPool(
             "directory recipients", reactor, threads=RECIPIENT_THREADS, waiting=RECIPIENTS_WAITING
         )
         self._controllers = Controllers(clock)
         self._location = Location(settings, dns, reactor, self._controllers)
-        account = (
-            PasswordAccount(settings.bind_user, settings.bind_password_file)
-            if settings.bind_user
-            else KeytabAccount(keytab)
-        )
-        self._connector = Connector(settings, Searcher(account, clock))
+        self._connector = Connector(settings, searcher_of(settings, keytab, clock))
         self._pruning: IDelayedCall | None = None
         self._closed = False
 

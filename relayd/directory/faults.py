@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from relayd.model import Fault, Reply
+from relayd.model import AUTH_UNAVAILABLE, Fault
 
 
 class Unavailable(Fault):
@@ -18,7 +18,7 @@ class Unavailable(Fault):
     """
 
     def __init__(self, detail: str, asked: int = 0) -> None:
-        super().__init__(Reply.of(454, "4.7.0", "Temporary authentication failure"), f"directory: {detail}")
+        super().__init__(AUTH_UNAVAILABLE, f"directory: {detail}")
         self.asked = asked
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,17 +9,16 @@ from pathlib import Path as File
 from typing import Any, Final
 
 from relayd import settings
+from relayd.directory.connecting import searcher_of, verifying
 from relayd.directory.connection import Connection, Controller
 from relayd.directory.controllers import Controllers
 from relayd.directory.entries import Entry
 from relayd.directory.faults import ControllerFault, SearcherFault, Unavailable
-from relayd.directory.kerberos import KeytabAccount
 from relayd.directory.location import Dns, Location
-from relayd.directory.names import Domain
-from relayd.directory.searcher import PasswordAccount, Searcher
+from relayd.directory.names import Domain, dns_name
 from relayd.model import IPAddress
 
-__all__ = ["Located", "locate", "searching", "told_domain", "verifying"]
+__all__ = ["Located", "locate", "searching", "told_domain"]
 
 #: Ports of global catalogs, and what the same controllers answer for their own domain at.
 _OF_CATALOGS: Final = {3268: 389, 3269: 636}
@@ -59,16 +57,10 @@ def told_domain(connection: Connection) -> Domain:
     """
     found = connection.search("", "(objectClass=*)", ("defaultNamingContext",), scope="BASE")
     root = (found[0] if found else Entry("", {})).text("defaultNamingContext")
-    parts = [part.strip() for part in root.split(",")]
-    dns = ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
+    dns = dns_name(root)
     if not dns:
         raise ControllerFault(f"{connection.controller}: has no defaultNamingContext, so it is no domain controller")
     return Domain(root, root, dns.lower())
-
-
-def verifying(directory: settings.Directory) -> ssl.SSLContext:
-    """TLS that verifies certificate and name, always."""
-    return ssl.create_default_context(cafile=str(directory.ca) if directory.ca else None)
 
 
 def searching(directory: settings.Directory, keytab: File | None, controllers: Iterable[Located]) -> Connection:
@@ -76,8 +68,7 @@ def searching(directory: settings.Directory, keytab: File | None, controllers: I
 
     :raises Unavailable: there is none, or the account is refused.
     """
-    user, context = directory.bind_user, verifying(directory)
-    searcher = Searcher(PasswordAccount(user, directory.bind_password_file) if user else KeytabAccount(keytab))
+    context, searcher = verifying(directory), searcher_of(directory, keytab, time.monotonic)
     reasons = []
     for controller, addresses in controllers:
         for address in addresses:

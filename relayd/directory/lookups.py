@@ -23,6 +23,7 @@ from relayd.directory.faults import ControllerFault
 from relayd.directory.names import (
     AccountName,
     Domain,
+    dns_name,
     equals,
     mapping_filter,
     recipient_filter,
@@ -42,9 +43,7 @@ def own_domain(base: str, dns: str, netbios: str, connection: Connection) -> Dom
     context = entry.text("defaultNamingContext")
     if not context and not base:
         raise ControllerFault(f"{connection.controller}: has no defaultNamingContext; write base")
-    if not dns:
-        parts = [part.strip() for part in context.split(",")]
-        dns = ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
+    dns = dns or dns_name(context)
     found = _domains(entry.text("configurationNamingContext"), connection)
     whole = connection.controller.catalog and not base
     # In a forest the domain that was written may be another one than this controller's.

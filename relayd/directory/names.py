@@ -12,6 +12,7 @@ __all__ = [
     "AccountName",
     "Domain",
     "account_name",
+    "dns_name",
     "equals",
     "mapping_filter",
     "recipient_filter",
@@ -102,6 +103,12 @@ def account_name(text: str, default_domain: str, domain: Domain) -> AccountName 
         return None
     home = domain.called(default_domain) if default_domain else domain
     return AccountName(account=text, root=root(home)) if home is not None else AccountName(f"{text}@{default_domain}")
+
+
+def dns_name(dn: str) -> str:
+    """The DNS name of the domain whose DN, or an entry's DN in it, is *dn*; empty where there is none (RFC 2247)."""
+    parts = [part.strip() for part in dn.split(",")]
+    return ".".join(part[3:] for part in parts if part[:3].lower() == "dc=")
 
 
 def equals(attribute: str, value: str) -> str:

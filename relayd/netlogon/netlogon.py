@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from relayd import settings
 from relayd.directory import Domain, Unavailable
 from relayd.events import ControllerRests, Events
-from relayd.model import IPAddress, Reply
+from relayd.model import AUTH_BUSY, IPAddress
 from relayd.netlogon.faults import CannotTell, ChannelFault, MachineFault
 from relayd.netlogon.logon import Logon, NetworkLogon
 from relayd.netlogon.secret import Secret
@@ -37,8 +37,6 @@ LONGEST_REST: Final = 60.0
 IDLE: Final = 60.0
 #: How often one logon is asked at most: a controller may have counted it each time.
 ASKS: Final = 2
-
-_FULL = Reply.of(454, "4.7.0", "Too many authentications at once, please try again later")
 
 
 class Channel(Protocol):
@@ -106,7 +104,7 @@ class Netlogon:
         self._events = events
         self._clock = clock
         self._opens = opens or _secure_channel
-        self._pool = BoundedPool("netlogon", reactor, threads=1, waiting=waiting, full=_FULL)
+        self._pool = BoundedPool("netlogon", reactor, threads=1, waiting=waiting, full=AUTH_BUSY)
         self._secret = Secret(settings.secret_file, clock)
         self._rests: dict[str, _Rest] = {}
         self._channel: Channel | None = None

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
 from relayd import events
-from relayd.model import Client, Fault, Path, Peer, Principal, Reply, Verdict
+from relayd.model import AUTH_UNAVAILABLE, Client, Fault, Path, Peer, Principal, Reply, Verdict
 from relayd.realm import IRelayDelivery
 from relayd.settings import TlsMode
 from relayd.smtpd import replies
@@ -283,7 +283,7 @@ class IdentifiedESMTP(SerialESMTP):
             fault = Fault(replies.REFUSED_CREDENTIALS, str(error))
         else:
             self.internal_fault(failure)
-            fault = Fault(replies.AUTH_UNAVAILABLE, failure.getErrorMessage())
+            fault = Fault(AUTH_UNAVAILABLE, failure.getErrorMessage())
         reply = fault.reply
         if reply.code not in _NO_CREDENTIALS:
             self._report_failure(exchange.name, exchange.user, fault.detail, reply)

@@ -51,7 +51,6 @@ TOO_BIG: Final = Reply.of(552, "5.3.4", "Message too big")
 
 # Of the client.
 REFUSED_CREDENTIALS: Final = Reply.of(535, "5.7.8", "Authentication credentials invalid")
-AUTH_UNAVAILABLE: Final = Reply.of(454, "4.7.0", "Temporary authentication failure")
 AUTHENTICATION_WANTED: Final = Reply.of(530, "5.7.0", "Authentication required")
 NO_DELIVERY: Final = Reply.of(550, "5.7.1", "No mail is taken from you")
 ASCII_ONLY: Final = Reply.of(553, "5.6.7", "Addresses beyond ASCII are not taken here")

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from relayd.ndr import NdrReader, utf16
+from relayd.validation import ValidationInfo, validation_info
 
 __all__ = ["Pac", "logon_info", "upn_dns_info"]
 
@@ -41,42 +42,25 @@ def logon_info(octets: bytes) -> Pac:
     """
     ndr = NdrReader(octets, "KERB_VALIDATION_INFO")
     ndr.header()
-    ndr.skip(6 * 8)  # LogonTime to PasswordMustChange
-    names = [ndr.string_header() for _ in range(6)]  # EffectiveName to HomeDirectoryDrive
-    ndr.skip(4)  # LogonCount, BadPasswordCount
-    user, primary, group_count = ndr.u32(), ndr.u32(), ndr.u32()
-    has_groups = ndr.u32()
-    flags = ndr.u32()
-    ndr.skip(16)  # UserSessionKey
-    server, domain = ndr.string_header(), ndr.string_header()
-    has_domain_sid = ndr.u32()
-    ndr.skip(8 + 32)  # Reserved1; UserAccountControl to Reserved3
-    extra_count, has_extra = ndr.u32(), ndr.u32()
-    has_resource_sid, resource_count, has_resource = ndr.u32(), ndr.u32(), ndr.u32()
-    # What the pointers point to follows in their order (C706 14.3.12.3).
-    texts = [ndr.string(name) for name in names]
-    groups = ndr.memberships(has_groups, group_count)
-    ndr.string(server)
-    domain_name = ndr.string(domain)
-    domain_sid = ndr.sid() if has_domain_sid else ""
-    extra = ndr.sids(has_extra, extra_count)
+    info, resources = validation_info(ndr, lambda ndr: (ndr.u32(), ndr.u32(), ndr.u32()))
+    has_resource_sid, resource_count, has_resource = resources
     resource_sid = ndr.sid() if has_resource_sid else ""
     resource = ndr.memberships(has_resource, resource_count)
 
-    sids = {f"{domain_sid}-{rid}" for rid in (*groups, primary)} if domain_sid else set()
-    if flags & _EXTRA_SIDS:
-        sids.update(sid for sid, enabled in extra if enabled)
-    if flags & _RESOURCE_GROUPS and resource_sid:
+    sids = {f"{info.domain_sid}-{rid}" for rid in (*info.groups, info.primary)} if info.domain_sid else set()
+    if info.flags & _EXTRA_SIDS:
+        sids.update(info.extra)
+    if info.flags & _RESOURCE_GROUPS and resource_sid:
         sids.update(f"{resource_sid}-{rid}" for rid in resource)
-    return Pac(_account_sid(user, domain_sid, flags, extra), frozenset(sids), texts[0], domain_name)
+    return Pac(_account_sid(info), frozenset(sids), info.name, info.domain)
 
 
-def _account_sid(user: int, domain_sid: str, flags: int, extra: list[tuple[str, bool]]) -> str:
-    if user and domain_sid:
-        return f"{domain_sid}-{user}"
+def _account_sid(info: ValidationInfo) -> str:
+    if info.user and info.domain_sid:
+        return f"{info.domain_sid}-{info.user}"
     # MS-PAC 2.5, UserId: zero says that the first of the extra SIDs is the account's.
-    if not user and flags & _EXTRA_SIDS and extra:
-        return extra[0][0]
+    if not info.user and info.flags & _EXTRA_SIDS and info.first:
+        return info.first
     raise ValueError("no SID of the account")
 
 

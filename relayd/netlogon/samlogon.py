@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 from relayd.ndr import NdrReader, NdrWriter
 from relayd.netlogon.faults import CannotTell
 from relayd.netlogon.logon import Logon, NetworkLogon
 from relayd.netlogon.statuses import LogonRefused
+from relayd.validation import ValidationInfo, validation_info
 
-__all__ = ["OPERATION", "SamInfo", "decode_answer", "encode_request", "granted"]
+__all__ = ["OPERATION", "decode_answer", "encode_request", "granted"]
 
 OPERATION: Final = 39
 
@@ -22,25 +22,6 @@ _PARAMETERS: Final = 0x20 | 0x800 | 0x10
 _GUEST: Final = 0x1
 # MS-SAMR 2.2.1.9: the RID of the Guest account.
 _GUEST_RID: Final = 501
-
-
-@dataclass(frozen=True, slots=True)
-class SamInfo:
-    """What is taken of a NETLOGON_VALIDATION_SAM_INFO4 (MS-NRPC 2.2.1.4.13).
-
-    :ivar flags: UserFlags.
-    :ivar groups: RIDs of groups of the domain, and *extra* SIDs of others, those that are enabled.
-    """
-
-    name: str = ""
-    domain: str = ""
-    domain_sid: str = ""
-    user: int = 0
-    primary: int = 0
-    flags: int = 0
-    groups: tuple[int, ...] = ()
-    extra: tuple[str, ...] = ()
-    session_key: bytes = field(default=b"", repr=False)
 
 
 def encode_request(computer: str, asked: NetworkLogon) -> bytes:
@@ -72,7 +53,7 @@ def encode_request(computer: str, asked: NetworkLogon) -> bytes:
     return bytes(ndr.octets)
 
 
-def decode_answer(octets: bytes) -> tuple[int, SamInfo | None]:
+def decode_answer(octets: bytes) -> tuple[int, ValidationInfo | None]:
     """The status, and the account where there is one.
 
     :raises ValueError: it is no answer to such a call.
@@ -87,7 +68,7 @@ def decode_answer(octets: bytes) -> tuple[int, SamInfo | None]:
     return ndr.u32(), info
 
 
-def granted(info: SamInfo) -> Logon:
+def granted(info: ValidationInfo) -> Logon:
     """The logon that *info* speaks of.
 
     :raises LogonRefused: the account was let in as a guest.
@@ -99,44 +80,18 @@ def granted(info: SamInfo) -> Logon:
         raise CannotTell("the answer names no account")
     if len(info.session_key) != 16 or not any(info.session_key):
         raise CannotTell(f"the answer about {info.name} has no session key")
+    groups = (f"{info.domain_sid}-{rid}" for rid in (info.primary, *info.groups))
     return Logon(
         name=info.name,
         domain=info.domain,
         sid=f"{info.domain_sid}-{info.user}",
-        group_sids=frozenset([*(f"{info.domain_sid}-{rid}" for rid in (info.primary, *info.groups)), *info.extra]),
+        group_sids=frozenset([*groups, *info.extra]),
         session_key=info.session_key,
     )
 
 
-def _sam_info(ndr: NdrReader) -> SamInfo:
-    ndr.skip(6 * 8)  # LogonTime to PasswordMustChange
-    names = [ndr.string_header() for _ in range(6)]  # EffectiveName to HomeDirectoryDrive
-    ndr.skip(4)  # LogonCount, BadPasswordCount
-    user, primary, group_count, has_groups = ndr.u32(), ndr.u32(), ndr.u32(), ndr.u32()
-    flags = ndr.u32()
-    session_key = ndr.take(16)
-    server, domain = ndr.string_header(), ndr.string_header()
-    has_domain_sid = ndr.u32()
-    ndr.skip(8 + 32)  # LMKey; UserAccountControl to Reserved4
-    extra_count, has_extra = ndr.u32(), ndr.u32()
-    last = [ndr.string_header() for _ in range(12)]  # DnsLogonDomainName to ExpansionString10
-    # What the pointers point to follows in their order (C706 14.3.12.3).
-    texts = [ndr.string(name) for name in names]
-    groups = ndr.memberships(has_groups, group_count)
-    ndr.string(server)
-    domain_name = ndr.string(domain)
-    domain_sid = ndr.sid() if has_domain_sid else ""
-    extra = ndr.sids(has_extra, extra_count)
-    for text in last:
+def _sam_info(ndr: NdrReader) -> ValidationInfo:
+    info, last = validation_info(ndr, lambda ndr: [ndr.string_header() for _ in range(12)])
+    for text in last:  # DnsLogonDomainName to ExpansionString10
         ndr.string(text)
-    return SamInfo(
-        name=texts[0],
-        domain=domain_name,
-        domain_sid=domain_sid,
-        user=user,
-        primary=primary,
-        flags=flags,
-        groups=tuple(groups),
-        extra=tuple(sid for sid, enabled in extra if enabled),
-        session_key=session_key,
-    )
+    return info

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.netlogon.faults import CannotTell
-from relayd.netlogon.samlogon import SamInfo, decode_answer, granted
+from relayd.netlogon.samlogon import decode_answer, granted
 from relayd.netlogon.statuses import LogonRefused
+from relayd.validation import ValidationInfo
 
 FILES = Path(__file__).parent / "samlogon"
 ALICE = (FILES / "alice.answer").read_bytes()
@@ -23,7 +24,7 @@ ENGINEERS = struct.pack("<II", 1118, 7)
 GROUP_COUNT = 8 + 48 + 48 + 4 + 8
 
 
-def alice() -> SamInfo:
+def alice() -> ValidationInfo:
     status, info = decode_answer(ALICE)
     assert status == 0
     assert info is not None
@@ -97,7 +98,7 @@ class TestGranted:
         assert logon.group_sids == {f"{DOMAIN}-513", "S-1-5-21-9-9-9-1200", "S-1-18-1"}
 
     @pytest.mark.parametrize("info", [replace(alice(), flags=0x121), replace(alice(), user=501)], ids=["flag", "user"])
-    def test_a_guest_proves_nothing(self, info: SamInfo) -> None:
+    def test_a_guest_proves_nothing(self, info: ValidationInfo) -> None:
         with pytest.raises(LogonRefused, match="guest"):
             granted(info)
 
@@ -111,6 +112,6 @@ class TestGranted:
             replace(alice(), domain_sid=""),
         ],
     )
-    def test_an_answer_that_lacks_something_is_no_refusal(self, info: SamInfo) -> None:
+    def test_an_answer_that_lacks_something_is_no_refusal(self, info: ValidationInfo) -> None:
         with pytest.raises(CannotTell):
             granted(info)

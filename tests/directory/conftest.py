@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import packages
+from tests.lab.clients import Place
 from tests.lab.directory import DirectoryLab
+from tests.lab.integrated_clients import inside
 
 StartLab = Callable[[], DirectoryLab]
 
@@ -72,3 +74,32 @@ def start_lab() -> Iterator[StartLab]:
 def own_lab(start_lab: StartLab) -> DirectoryLab:
     """A domain controller that is the test's own: it may lock accounts, change them, or kill the controller."""
     return start_lab()
+
+
+@pytest.fixture(scope="module")
+def spoilt() -> Iterator[DirectoryLab]:
+    """A domain whose accounts may be failed with."""
+    with DirectoryLab() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tickets(lab: DirectoryLab) -> Path:
+    return lab.kinit("alice")
+
+
+@pytest.fixture(scope="module")
+def alice(lab: DirectoryLab, tickets: Path) -> Place:
+    """Where alice has her tickets."""
+    return inside(lab, tickets)
+
+
+@pytest.fixture(scope="module")
+def nowhere(lab: DirectoryLab) -> Place:
+    """Where nobody has tickets."""
+    return inside(lab)
+
+
+@pytest.fixture(scope="module")
+def bob(lab: DirectoryLab) -> tuple[str, str]:
+    return "bob", lab.users["bob"]

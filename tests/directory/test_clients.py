@@ -10,31 +10,9 @@ import pytest
 from tests.lab import clients
 from tests.lab.clients import Place, Ran
 from tests.lab.directory import DirectoryLab
-from tests.lab.integrated_clients import RELAY, gsasl, inside, mutt, postfix, skewed, smtptest, windows
+from tests.lab.integrated_clients import RELAY, gsasl, mutt, postfix, skewed, smtptest, windows
 from tests.lab.standin import StandIn
 from tests.lab.wiretap import Wiretap
-
-
-@pytest.fixture(scope="module")
-def tickets(lab: DirectoryLab) -> Path:
-    return lab.kinit("alice")
-
-
-@pytest.fixture(scope="module")
-def alice(lab: DirectoryLab, tickets: Path) -> Place:
-    """Where alice has her tickets."""
-    return inside(lab, tickets)
-
-
-@pytest.fixture(scope="module")
-def nowhere(lab: DirectoryLab) -> Place:
-    """Where nobody has tickets."""
-    return inside(lab)
-
-
-@pytest.fixture
-def bob(lab: DirectoryLab) -> tuple[str, str]:
-    return "bob", lab.users["bob"]
 
 
 def stand_in(lab: DirectoryLab, **what: str | bool) -> StandIn:

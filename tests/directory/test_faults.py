@@ -23,6 +23,7 @@ from tests.lab.ca import LabCA
 from tests.lab.directory import DirectoryLab
 from tests.lab.footprint import DYNAMIC, unread
 from tests.lab.net import wait_for
+from tests.lab.spoil import empty, fill_with_garbage, put_a_directory
 from tests.lab.tickets import skewed
 
 #: How many responses come before the one by which it is told who signs in.
@@ -222,20 +223,7 @@ class TestMachineAccount:
             joined.secret.write_text(self.renew(lab, 3))
 
 
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _garbage(file: Path) -> None:
-    file.write_bytes(bytes(range(256)))
-
-
-def _directory(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-SPOILT = [Path.unlink, _empty, _garbage, _directory]
+SPOILT = [Path.unlink, empty, fill_with_garbage, put_a_directory]
 
 
 class TestFiles:

@@ -24,6 +24,7 @@ from tests.lab.footprint import Footprint
 from tests.lab.net import wait_for
 from tests.lab.raw import Raw
 from tests.lab.relay import DEADLINE, Relay
+from tests.lab.spoil import empty, fill_with_garbage, put_a_directory
 from tests.lab.winbind import among
 
 OWN = """\
@@ -80,23 +81,6 @@ def refusal(relay: Relay) -> str:
     return said[0]
 
 
-def _remove(file: Path) -> None:
-    file.unlink()
-
-
-def _empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def _garbage(file: Path) -> None:
-    file.write_bytes(bytes(range(256)))
-
-
-def _directory(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
 def _hide(file: Path) -> None:
     os.chown(file, 0, 0)
 
@@ -105,14 +89,14 @@ class TestNoStart:
     @pytest.mark.parametrize(
         ("name", "spoil", "why"),
         [
-            ("relay.keytab", _remove, "there is no file"),
-            ("relay.keytab", _empty, "keytab"),
-            ("relay.keytab", _garbage, "keytab"),
-            ("relay.keytab", _directory, "is not a file"),
+            ("relay.keytab", Path.unlink, "there is no file"),
+            ("relay.keytab", empty, "keytab"),
+            ("relay.keytab", fill_with_garbage, "keytab"),
+            ("relay.keytab", put_a_directory, "is not a file"),
             ("relay.keytab", _hide, "cannot be read by the user that relayd runs as"),
-            ("relay01.secret", _remove, "there is no file"),
-            ("relay01.secret", _empty, "empty"),
-            ("relay01.secret", _directory, "is not a file"),
+            ("relay01.secret", Path.unlink, "there is no file"),
+            ("relay01.secret", empty, "empty"),
+            ("relay01.secret", put_a_directory, "is not a file"),
             ("relay01.secret", _hide, "cannot be read by the user that relayd runs as"),
         ],
     )

@@ -27,13 +27,6 @@ LEAVES: dict[str, Callable[[Raw], None]] = {"closes": Raw.close, "resets": Raw.a
 
 
 @pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain whose accounts may be failed with."""
-    with DirectoryLab() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def only(spoilt: DirectoryLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
     with joined_relay(spoilt, tmp_path_factory.mktemp("relay")) as joined:
         yield joined

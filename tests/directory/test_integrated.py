@@ -56,13 +56,6 @@ def sink() -> Iterator[RecordingSink]:
 
 
 @pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain whose accounts may be failed with."""
-    with DirectoryLab() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def relay(spoilt: DirectoryLab, sink: RecordingSink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     config = integrated(spoilt, SETTINGS.format(sink=sink.port), 'cache = "0s"')
     with running(tmp_path_factory.mktemp("relay"), config) as relay:
@@ -75,25 +68,9 @@ def log(relay: Relay) -> Log:
 
 
 @pytest.fixture(scope="module")
-def tickets(spoilt: DirectoryLab) -> Path:
-    return spoilt.kinit("alice")
-
-
-@pytest.fixture(scope="module")
-def alice(spoilt: DirectoryLab, tickets: Path) -> Place:
-    """Where alice has her tickets."""
-    return inside(spoilt, tickets)
-
-
-@pytest.fixture(scope="module")
-def nowhere(spoilt: DirectoryLab) -> Place:
-    """Where nobody has tickets."""
-    return inside(spoilt)
-
-
-@pytest.fixture(scope="module")
-def bob(spoilt: DirectoryLab) -> tuple[str, str]:
-    return "bob", spoilt.users["bob"]
+def lab(spoilt: DirectoryLab) -> DirectoryLab:
+    """Who signs in here, and where, is of the domain that may be failed with."""
+    return spoilt
 
 
 def curl(port: int, place: Place, **what: object) -> Ran:

@@ -56,28 +56,6 @@ def log(relay: Relay) -> Log:
     return Log(relay)
 
 
-@pytest.fixture(scope="module")
-def tickets(lab: DirectoryLab) -> Path:
-    return lab.kinit("alice")
-
-
-@pytest.fixture(scope="module")
-def alice(lab: DirectoryLab, tickets: Path) -> Place:
-    """Where alice has her tickets."""
-    return inside(lab, tickets)
-
-
-@pytest.fixture(scope="module")
-def nowhere(lab: DirectoryLab) -> Place:
-    """Where nobody has tickets."""
-    return inside(lab)
-
-
-@pytest.fixture(scope="module")
-def bob(lab: DirectoryLab) -> tuple[str, str]:
-    return "bob", lab.users["bob"]
-
-
 def curl(port: int, place: Place) -> Ran:
     return clients.curl(RELAY, port, auth=("", ""), mechanism="GSSAPI", place=place)
 

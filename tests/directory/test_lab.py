@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import dns.resolver
@@ -37,13 +36,6 @@ SUB_CODES = {
     "mustchange": "773",
     "nights": "530",
 }
-
-
-@pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain where each of these tests has an account of its own to fail with."""
-    with DirectoryLab() as running:
-        yield running
 
 
 def refusal(lab: DirectoryLab, name: str, password: str | None = None) -> str:

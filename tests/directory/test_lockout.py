@@ -36,12 +36,6 @@ PASSWORD = "Lab-guessed-9"
 
 
 @pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    with DirectoryLab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def relay(spoilt: DirectoryLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     with running(tmp_path_factory.mktemp("relay"), integrated(spoilt, SETTINGS, 'cache = "0s"')) as relay:
         yield relay

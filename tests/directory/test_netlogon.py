@@ -125,13 +125,6 @@ def _connections_to_rpc() -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain whose accounts may be failed with."""
-    with DirectoryLab() as running:
-        yield running
-
-
 #: account state x password -> what is said of it, and whether the directory counted a failure.
 GOLDEN = [
     ("bob", "wrong", "c000006a wrong password", 1),

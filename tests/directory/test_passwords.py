@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import smtplib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,28 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.directory.conftest import StartLab
-from tests.directory.relays import joined, sign_in, signed_in
+from tests.directory.relays import joined, running, sign_in, signed_in
 from tests.lab import clients, domain
 from tests.lab.directory import DirectoryLab
 from tests.lab.net import wait_for
 from tests.lab.relay import Relay
 
 MESSAGE = "Subject: hello\r\n\r\nIt works.\r\n"
-
-
-@contextlib.contextmanager
-def running(directory: Path, config: str) -> Iterator[Relay]:
-    with Relay(directory, config) as relay:
-        yield relay
-        assert relay.stop() == -signal.SIGTERM  # Twisted ends as it was told to
-    relay.assert_clean()
-
-
-@pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain whose accounts may be failed with."""
-    with DirectoryLab() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -88,13 +88,6 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def spoilt() -> Iterator[DirectoryLab]:
-    """A domain whose accounts may be failed with."""
-    with DirectoryLab() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def judge(spoilt: DirectoryLab) -> Iterator[Judge]:
     with Judge(spoilt) as running:
         yield running

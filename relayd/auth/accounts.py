@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as File
@@ -23,6 +22,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 from ldap3.core.exceptions import LDAPExceptionError
 from ldap3.protocol.sasl.sasl import sasl_prep
+
+from relayd.auth.secret_file import keeper, write
 
 #: Characters of the longest name of an account.
 LONGEST_NAME = 255
@@ -168,33 +169,13 @@ class AccountsFile:
                 for a in sorted(accounts.values(), key=lambda a: a.name.casefold())
             }
         }
+        text = json.dumps(document, ensure_ascii=False, indent=2)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # mkstemp: mode 0600 from the start.
-            handle, temporary = tempfile.mkstemp(prefix=f".{self.file.name}.", dir=self.file.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as out:
-                    json.dump(document, out, ensure_ascii=False, indent=2)
-                    out.write("\n")
-                    out.flush()
-                    os.fsync(out.fileno())
-                self._keep_owner(temporary)
-                os.replace(temporary, self.file)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            write(self.file, f"{text}\n".encode(), keeper(self.file))
         except OSError as error:
             raise AccountsFileError(f"{self.file}: {error.strerror}") from None
         self._stamp = None
-
-    def _keep_owner(self, temporary: str) -> None:
-        """root adds an account to a file that the service's user must go on reading."""
-        try:
-            old = self.file.stat()
-        except FileNotFoundError:
-            old = self.file.parent.stat()
-        if os.geteuid() == 0:
-            os.chown(temporary, old.st_uid, old.st_gid)
 
 
 def _nt_hash_of(password: str) -> str:

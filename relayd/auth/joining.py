@@ -6,7 +6,6 @@ what was made is taken away again, and success is reported when a KDC has taken 
 
 from __future__ import annotations
 
-import os
 import secrets
 import ssl
 import string
@@ -17,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import Final
 
-from relayd.auth import keytab
+from relayd.auth import keytab, secret_file
 from relayd.auth.kdc import Kdc, KdcFault
-from relayd.auth.keytab import Key, KeytabError, Owner
+from relayd.auth.keytab import Key, KeytabError
+from relayd.auth.secret_file import Owner
 from relayd.auth.service_names import principals
 from relayd.directory.computer import (
     AES_ENCRYPTION,
@@ -353,7 +353,7 @@ class Joining:
         # Tickets with the new key come as soon as the directory has the new password, so the keytab goes first.
         foreseen = self._keys(password, existing, names, kvno=existing.kvno + 1)
         before = plan.keytab.read_bytes() if plan.keytab.exists() else None
-        self._undo.append((str(plan.keytab), lambda: self._restore(before)))
+        self._undo.append((str(plan.keytab), lambda: secret_file.restore(plan.keytab, before, plan.owner)))
         keytab.write(plan.keytab, keytab.merge(old, foreseen), plan.owner)
         self._write_next(password)
 
@@ -432,7 +432,7 @@ class Joining:
     def _write_next(self, password: str) -> None:
         file = self.plan.next_secret
         self._undo.append((str(file), lambda: file.unlink(missing_ok=True)))
-        _write(file, password.encode() + b"\n", self.plan.owner)
+        secret_file.write(file, password.encode() + b"\n", self.plan.owner)
 
     def _settle_secret(self) -> None:
         self._place(self.plan.next_secret, self.plan.secret)
@@ -440,11 +440,8 @@ class Joining:
 
     def _place(self, made: File, file: File) -> None:
         before = file.read_bytes() if file.exists() else None
-        self._undo.append((str(file), lambda: _restore(file, before, self.plan.owner)))
-        keytab.put(made, file, self.plan.owner)
-
-    def _restore(self, before: bytes | None) -> None:
-        _restore(self.plan.keytab, before, self.plan.owner)
+        self._undo.append((str(file), lambda: secret_file.restore(file, before, self.plan.owner)))
+        secret_file.put(made, file, self.plan.owner)
 
     def _remove(self, dn: str, password: str) -> None:
         """Takes away the account that was made; whoever may not do that disables it."""
@@ -486,22 +483,3 @@ def new_password() -> str:
 
 def _never() -> None:
     raise JoinRefused("its old one is gone")
-
-
-def _write(file: File, octets: bytes, owner: Owner | None) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(octets)
-        keytab.put(File(name), file, owner)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-def _restore(file: File, before: bytes | None, owner: Owner | None) -> None:
-    if before is None:
-        file.unlink(missing_ok=True)
-    else:
-        _write(file, before, owner)

@@ -6,22 +6,21 @@ A file is replaced as a whole, so that a relay that reads it meanwhile finds eit
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import Final
 
-__all__ = ["AES", "Key", "KeytabError", "Owner", "derive", "encryption_name", "merge", "missing", "read", "write"]
+from relayd.auth import secret_file
+from relayd.auth.secret_file import Owner
+
+__all__ = ["AES", "Key", "KeytabError", "derive", "encryption_name", "merge", "missing", "read", "write"]
 
 #: AES256 and AES128 with SHA-1 (RFC 3962 7), the strongest first.
 AES: Final = (18, 17)
 #: Versions that are kept beside the newest: there are tickets for them until these end, hours later.
 OLD_VERSIONS: Final = 4
-
-#: User id and group id of a file.
-Owner = tuple[int, int]
 
 _NAMES: Final = {17: "aes128", 18: "aes256", 19: "aes128-sha2", 20: "aes256-sha2", 23: "rc4", 3: "des", 1: "des"}
 
@@ -119,26 +118,8 @@ def write(file: File, keys: Iterable[Key], owner: Owner | None = None) -> None:
                 principal = krb5.parse_name_flags(context, key.principal.encode())
                 block = krb5.init_keyblock(context, key.enctype, key.secret)
                 krb5.kt_add_entry(context, keytab, principal, key.kvno, 0, block)
-            put(made, file, owner)
+            secret_file.put(made, file, owner)
     except krb5.Krb5Error as error:
         raise KeytabError(f"{file}: {error}") from None
     except OSError as error:
         raise KeytabError(f"{file}: {error.strerror or error}") from None
-
-
-def put(made: File, file: File, owner: Owner | None) -> None:
-    """Moves *made* to where *file* is, with mode 0600, and sees to it that it stays there after a power cut.
-
-    :raises OSError: it cannot be done.
-    """
-    made.chmod(0o600)
-    if owner is not None:
-        os.chown(made, *owner)
-    with made.open("rb") as opened:
-        os.fsync(opened.fileno())
-    os.replace(made, file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

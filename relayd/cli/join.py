@@ -15,6 +15,7 @@ import click
 from relayd.auth import keytab
 from relayd.auth.joining import Administrator, Joined, JoinFailed, Joining, JoinRefused, Plan
 from relayd.auth.kdc import Kdc
+from relayd.auth.secret_file import Owner
 from relayd.auth.service_names import service_names
 from relayd.cli.context import Context, pass_context
 from relayd.cli.names import host_name
@@ -161,7 +162,7 @@ def planned(
     )
 
 
-def _owner(user: str) -> keytab.Owner | None:
+def _owner(user: str) -> Owner | None:
     """What root writes, the user that relayd becomes must read."""
     if not user or os.geteuid() != 0:
         return None

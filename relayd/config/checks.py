@@ -209,6 +209,10 @@ def _console(reading: Reading, settings: Settings) -> None:
         reading.fault("console.tls", f"may be false on loopback alone, and address is {shown(console.address)}")
 
 
+def _is_catalog(server: str) -> bool:
+    return urlsplit(server).port in _GLOBAL_CATALOG
+
+
 def _directory(reading: Reading, settings: Settings) -> None:
     directory = settings.directory
     if not directory.configured:
@@ -221,7 +225,7 @@ def _directory(reading: Reading, settings: Settings) -> None:
         _keytab_searches(reading, settings)
     elif directory.bind_password_file is None and reading.good("directory.bind_password_file"):
         reading.fault("directory.bind_password_file", "is missing; bind_user needs it")
-    catalogs = [server for server in directory.servers if server.rstrip("/").endswith((":3268", ":3269"))]
+    catalogs = [server for server in directory.servers if _is_catalog(server)]
     if 0 < len(catalogs) < len(directory.servers) and reading.good("directory.servers"):
         reading.fault(
             "directory.servers",
@@ -273,7 +277,7 @@ def _client_certificates(reading: Reading, settings: Settings) -> None:
         reading.fault(
             "tls.client_ca", "needs a directory, which knows whose a certificate is; write [directory] and its keys"
         )
-    if any(urlsplit(server).port in _GLOBAL_CATALOG for server in settings.directory.servers):
+    if any(map(_is_catalog, settings.directory.servers)):
         reading.warn(
             "tls.client_ca",
             "a global catalog does not hold whether an account has expired or is locked, and client certificates get "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
-import tempfile
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path as File
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,6 +21,7 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from relayd.auth.secret_file import keeper, write
 from relayd.model import Fault, Reply, Tls
 from relayd.settings import TlsSettings
 from relayd.smtpd.client_certificates import ClientCertificates, Judgement
@@ -191,7 +191,7 @@ def self_signed(directory: File, hostname: str) -> File:
     try:
         if not _serves(file, hostname):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace(file, _pair(hostname))
+            write(file, _pair(hostname), keeper(directory))
     except OSError as error:
         raise _fault(f"{error.filename or file}: {error.strerror or error}") from error
     return file
@@ -232,25 +232,3 @@ def _general_name(hostname: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(hostname))
     except ValueError:
         return x509.DNSName(hostname.encode("idna").decode() if not hostname.isascii() else hostname)
-
-
-def _replace(file: File, content: bytes) -> None:
-    """Puts *content* in the place of *file*, whole or not at all; readable by the directory's owner alone."""
-    owner = file.parent.stat()
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
-    try:
-        with open(descriptor, "wb") as new:
-            new.write(content)
-            new.flush()
-            if os.geteuid() == 0:
-                os.fchown(new.fileno(), owner.st_uid, owner.st_gid)
-            os.fsync(new.fileno())
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
-    at: Any = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(at)
-    finally:
-        os.close(at)

@@ -19,7 +19,7 @@ import gssapi
 import pytest
 from gssapi.raw.misc import GSSError
 
-from relayd.auth import keytab
+from relayd.auth import keytab, secret_file
 from relayd.auth.joining import Administrator, JoinFailed, Joining, JoinRefused, Plan
 from relayd.auth.kdc import Kdc, KdcFault
 from relayd.auth.keytab import Key
@@ -513,14 +513,14 @@ class TestTakenBack:
     ) -> None:
         run = Run(changed, tmp_path, "halfway")
         run.plan.keytab.write_bytes(b"")
-        put = keytab.put
+        put = secret_file.put
 
         def fails(made: Path, file: Path, owner: object) -> None:
             if file == run.plan.secret:
                 raise OSError(28, "No space left on device")
             put(made, file, None)
 
-        monkeypatch.setattr(keytab, "put", fails)
+        monkeypatch.setattr(secret_file, "put", fails)
         with pytest.raises(JoinFailed, match="No space left"):
             run.run()
         assert not exists(changed, run.dn)

@@ -176,6 +176,7 @@ class TestWinbind:
             assert relay.process is not None
             footprint = Footprint(relay.process.pid, own_lab.address, {636: 16})
             self.away(relay, bob)
+            relay.ctl_json("status")  # the queue has all its files open from then on
             before = footprint.holds()
             before["thread"] += MORE_THREADS
             for _ in range(HELPERS + 8):  # more than there may be helpers

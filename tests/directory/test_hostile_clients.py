@@ -156,6 +156,7 @@ class TestLeaving:
     def test_silence_at_every_step(self, only: Joined, responses: dict[str, list[bytes]], tmp_path: Path) -> None:
         joined = only.twin(tmp_path)
         with joined.running(more='[limits]\ncommand_timeout = "1s"\n'), contextlib.ExitStack() as stack:
+            joined.send()  # the queue has all its files open from then on
             before = joined.footprint.holds()
             before["thread"] += MORE_THREADS
             silent = []

@@ -82,6 +82,12 @@ def files(directory: Path) -> list[Path]:
     return [path for path in (directory / "bodies").rglob("*") if path.is_file()]
 
 
+def room(directory: Path) -> int:
+    """Octets that its file system has left."""
+    state = os.statvfs(directory)
+    return state.f_bavail * state.f_frsize
+
+
 @pytest.mark.parametrize("size", [0, 1, SMALL_BODY - 1, SMALL_BODY])
 def test_a_small_body_lies_in_the_row(loop: Loop, store: SqliteStore, directory: Path, size: int) -> None:
     claim = loop.wait(put_claimed(store, bytes(size)))
@@ -258,6 +264,7 @@ def test_a_file_system_that_is_really_full(loop: Loop, make_store: MakeStore, mo
     fault = loop.fault(put_large(store, bytes(8 * 1024 * 1024)))
     assert str(fault.reply).startswith("452 4.3.1 ")
     loop.poll(lambda: not files(small / "queue"))
+    loop.poll(lambda: room(small) > 3 * 1024 * 1024)  # a name goes before its room comes back
 
     # Rows until it is full, and less of them until each is too much.
     kept, refused = [], None

@@ -209,6 +209,16 @@ class Client:
     principal: Principal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """A TLSA record (RFC 6698 2.1): certificate *usage*, *selector*, *matching* type, and what is matched."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+
 class Outcome(enum.Enum):
     ACCEPT = "accept"
     REFUSE = "refuse"

@@ -14,6 +14,7 @@ from twisted.internet.protocol import Factory
 from relayd.delivery.connection import Connection
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.outflow import InThread
+from relayd.delivery.sasl import Authenticator
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import SERVED, ClientTls
 from relayd.model import IPAddress, Reply
@@ -29,6 +30,7 @@ def connect(
     tls: ClientTls,
     in_thread: InThread,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    authenticator: Authenticator | None = None,
 ) -> Deferred[Connection]:
     """Connects to *target*, says EHLO, starts TLS and authenticates, as the target asks.
 
@@ -36,11 +38,19 @@ def connect(
     :param in_thread: where files are read (``BoundedPool.run``).
     :returns: fires with a usable connection; fails with :class:`PathFault`. Cancelling it gives up.
     """
-    return Deferred.fromCoroutine(_connect(reactor, target, hostname, tls, timeouts, in_thread))
+    return Deferred.fromCoroutine(
+        _connect(reactor, target, hostname, tls, timeouts, in_thread, authenticator or Authenticator(in_thread))
+    )
 
 
 async def _connect(
-    reactor: Any, target: Target, hostname: str, tls: ClientTls, timeouts: Timeouts, in_thread: InThread
+    reactor: Any,
+    target: Target,
+    hostname: str,
+    tls: ClientTls,
+    timeouts: Timeouts,
+    in_thread: InThread,
+    authenticator: Authenticator,
 ) -> Connection:
     if target.level not in SERVED:
         reply = Reply.of(451, "4.7.5", f"TLS by {target.level.value} is not served")
@@ -49,7 +59,9 @@ async def _connect(
     endpoint = (TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint)(
         reactor, str(address), target.port, timeouts.connect, _source(target.source_address, address)
     )
-    factory = Factory.forProtocol(lambda: Connection(reactor, target, hostname, timeouts, tls, in_thread))
+    factory = Factory.forProtocol(
+        lambda: Connection(reactor, target, hostname, timeouts, tls, in_thread, authenticator)
+    )
     factory.noisy = False
     try:
         connection = cast(Connection, await endpoint.connect(factory))

@@ -6,7 +6,6 @@ twisted.mail's client is not used: see docs/twisted-mail.md.
 from __future__ import annotations
 
 import enum
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -20,12 +19,13 @@ from zope.interface import implementer
 from relayd.delivery.fault import PathFault, Stage, softened
 from relayd.delivery.offer import NO_OFFER, Offer
 from relayd.delivery.outflow import BLOCK, InThread, Outflow
+from relayd.delivery.sasl import Authenticator
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls, Handshake, Untrusted
 from relayd.delivery.transaction import UNCLEAN, Transaction, plan
 from relayd.model import Fault, Recipient, Reply, Sender
 from relayd.queue.store import MessageBody
-from relayd.settings import Credential, OutboundTls
+from relayd.settings import OutboundTls
 from relayd.wire import ReplyReader, UncleanMessage
 
 #: Octets of the longest reply that is read.
@@ -54,7 +54,14 @@ class Connection(Protocol):
     """
 
     def __init__(
-        self, reactor: Any, target: Target, hostname: str, timeouts: Timeouts, tls: ClientTls, in_thread: InThread
+        self,
+        reactor: Any,
+        target: Target,
+        hostname: str,
+        timeouts: Timeouts,
+        tls: ClientTls,
+        in_thread: InThread,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.target = target
         self.peer = str(target)
@@ -67,6 +74,7 @@ class Connection(Protocol):
         self._timeouts = timeouts
         self._client_tls = tls
         self._in_thread = in_thread
+        self._authenticator = authenticator or Authenticator(in_thread)
         self._state = _State.OPENING
         self._stage = Stage.GREETING
         self._reader = ReplyReader(REPLY_LIMIT)
@@ -147,8 +155,11 @@ class Connection(Protocol):
         await self._hello()
         if level not in (OutboundTls.NONE, OutboundTls.IMPLICIT):
             await self._try_tls(level)
-        if self.target.credential is not None:
-            await self._authenticate(self.target.credential)
+        credential = self.target.credential
+        if credential is not None:
+            if not (self._verified or credential.allow_insecure):
+                raise self._fault(Stage.AUTH, "4.7.5", "No credential over a connection that is not verified")
+            await self._authenticator.authenticate(self, credential)
 
     async def _hello(self) -> None:
         name = self._hostname.encode("ascii", "replace")
@@ -178,7 +189,7 @@ class Connection(Protocol):
     async def _start_tls(self, level: OutboundTls) -> None:
         self._stage = Stage.TLS
         try:
-            self._handshake = self._client_tls.handshake(self.target.name, level)
+            self._handshake = self._client_tls.handshake(self.target.name, level, self.target.tlsa)
         except ValueError as error:
             raise self._fault(Stage.TLS, "4.7.5", f"No TLS with a host of this name: {self.target.name}") from error
         # What stands unread was sent in the clear, and is never read as if it came through TLS.
@@ -188,32 +199,6 @@ class Connection(Protocol):
         self._expect(self._timeouts.command)
         self._transport.startTLS(self._handshake)
         await self._shaken
-
-    async def _authenticate(self, credential: Credential) -> None:
-        """AUTH PLAIN (RFC 4616) or LOGIN."""
-        if not (self._verified or credential.allow_insecure):
-            raise self._fault(Stage.AUTH, "4.7.5", "No credential over a connection that is not verified")
-        if credential.kind != "password" or credential.password_file is None:
-            raise self._fault(Stage.AUTH, "4.7.0", f"Credential {credential.name} cannot be used")
-        file = credential.password_file
-        try:
-            secret = await self._in_thread(file.read_bytes)
-        except (OSError, Fault) as error:
-            text = f"Credential {credential.name} cannot be read"
-            raise self._fault(Stage.AUTH, "4.7.0", text, str(error)) from None
-        user, password = credential.user.encode(), secret.rstrip(b"\r\n")
-        if not password or b"\0" in user + password:
-            raise self._fault(Stage.AUTH, "4.7.0", f"Credential {credential.name} holds no usable password")
-        if "PLAIN" in self.offer.mechanisms:
-            steps = [b"AUTH PLAIN %b\r\n" % b64encode(b"\0%b\0%b" % (user, password))]
-        elif "LOGIN" in self.offer.mechanisms:
-            steps = [b"AUTH LOGIN\r\n", b64encode(user) + b"\r\n", b64encode(password) + b"\r\n"]
-        else:
-            raise self._fault(Stage.AUTH, "4.7.0", "Neither AUTH PLAIN nor AUTH LOGIN is offered")
-        for number, step in enumerate(steps, 1):
-            reply = await self._ask(Stage.AUTH, step)
-            if reply.code != (235 if number == len(steps) else 334):
-                raise self.path_fault(Stage.AUTH, reply)
 
     async def _quit(self) -> None:
         if self._state is not _State.IDLE:
@@ -226,6 +211,20 @@ class Connection(Protocol):
             return
         self._transport.loseConnection()
         self._expect(self._timeouts.quit)
+
+    # ---- what authentication needs --------------------------------------------------------------------------------
+
+    def say(self, octets: bytes) -> Deferred[Reply]:
+        """One step of AUTH; the reply to it."""
+        return self._ask(Stage.AUTH, octets)
+
+    def auth_refused(self, said: Reply) -> PathFault:
+        """The fault for *said*, which ends the exchange."""
+        return self.path_fault(Stage.AUTH, said)
+
+    def auth_fault(self, text: str, detail: str = "") -> PathFault:
+        """The fault for an exchange that does not come about."""
+        return self._fault(Stage.AUTH, "4.7.0", text, detail)
 
     def _ask(self, stage: Stage, octets: bytes, seconds: float | None = None) -> Deferred[Reply]:
         """Write *octets*; the one reply that is to follow."""

@@ -10,7 +10,7 @@ from relayd.delivery.mx import Hop
 from relayd.delivery.route import Route
 from relayd.delivery.target import Target
 from relayd.model import Fault, Recipient
-from relayd.queue.store import Claim, QueuedRecipient
+from relayd.queue.store import Claim, MessageBody, QueuedRecipient
 
 #: Transactions at once to a destination of which nothing is known.
 FIRST_CONCURRENCY = 5
@@ -31,6 +31,7 @@ class Held:
     """A claim that the scheduler holds, with how many jobs of it are open and since when its lease runs.
 
     :ivar waiting: ids of the recipients of which nothing is recorded yet.
+    :ivar signed: the message with its signature, once it was signed.
     """
 
     claim: Claim
@@ -38,6 +39,7 @@ class Held:
     leased_at: float
     octets: int
     waiting: set[int]
+    signed: MessageBody | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import zip_longest
 from typing import Protocol
@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 
 from relayd.delivery.fault import softened
 from relayd.delivery.route import Route, RouteKind
-from relayd.model import Fault, IPAddress, Reply
-from relayd.settings import Listener
+from relayd.model import Fault, IPAddress, Reply, Tlsa
+from relayd.settings import Listener, OutboundTls
 
 #: Mail exchangers looked at, and addresses tried, in one attempt: who owns the zone must not choose how many.
 EXCHANGERS, HOPS = 10, 16
@@ -23,11 +23,17 @@ EXCHANGERS, HOPS = 10, 16
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One address to try. *host* is the name it came from, or its text."""
+    """One address to try. *host* is the name it came from, or its text.
+
+    :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
+    :ivar tlsa: where *tls* is DANE, what the certificate is held to.
+    """
 
     host: str
     address: IPAddress
     port: int
+    tls: OutboundTls | None = field(default=None, compare=False)
+    tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{self.host}[{self.address}]:{self.port}"

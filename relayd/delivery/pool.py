@@ -13,6 +13,7 @@ from relayd.delivery.client import DEFAULT_TIMEOUTS, connect
 from relayd.delivery.connection import Connection
 from relayd.delivery.fault import PathFault
 from relayd.delivery.outflow import InThread
+from relayd.delivery.sasl import Authenticator
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls
 from relayd.model import Recipient, Reply, Sender
@@ -57,6 +58,7 @@ class ConnectionPool:
 
     :param hostname: relayd's own name, for EHLO.
     :param in_thread: where files are read.
+    :param authenticator: for targets with a credential; None = passwords alone.
     :param idle_seconds: how long an unused connection is kept.
     :param messages: how many messages a connection carries at most.
     :param most: open connections, beyond which an idle one is closed for each new one.
@@ -69,6 +71,7 @@ class ConnectionPool:
         hostname: str,
         tls: ClientTls,
         in_thread: InThread,
+        authenticator: Authenticator | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         idle_seconds: float = 5.0,
         messages: int = 100,
@@ -78,6 +81,7 @@ class ConnectionPool:
         self._hostname = hostname
         self._tls = tls
         self._in_thread = in_thread
+        self._authenticator = authenticator or Authenticator(in_thread)
         self._timeouts = timeouts
         self._idle_seconds = idle_seconds
         self._messages = messages
@@ -176,6 +180,7 @@ class ConnectionPool:
             hostname=self._hostname,
             tls=self._tls,
             in_thread=self._in_thread,
+            authenticator=self._authenticator,
             timeouts=self._timeouts,
         )
 

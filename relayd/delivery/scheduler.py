@@ -26,9 +26,11 @@ from relayd.delivery.notify import Notifier
 from relayd.delivery.outcome import Judgement, Result, judge
 from relayd.delivery.pool import ConnectionPool
 from relayd.delivery.route import Route, Router
-from relayd.delivery.sending import Requeue, Sending, Sends
+from relayd.delivery.sasl import Authenticator
+from relayd.delivery.sending import Requeue, Sending, Sends, Signs
 from relayd.delivery.target import Timeouts
 from relayd.delivery.tls import ClientTls
+from relayd.delivery.tls_policy import TlsPolicy
 from relayd.events import DsnQueued, Events, InternalFault
 from relayd.model import Fault, Recipient, Reply
 from relayd.policy import DomainTable
@@ -61,6 +63,9 @@ class Scheduler(Service):
 
     :param domains: the policy's domain table.
     :param pool: connections to next hops; made from *settings* when not given, as are *drop* and *badmail*.
+    :param authenticator: for next hops with a credential; None = passwords alone.
+    :param tls_policy: what next hops publish of their TLS.
+    :param signer: signs what leaves; None = nothing is signed.
     """
 
     def __init__(
@@ -73,6 +78,9 @@ class Scheduler(Service):
         reactor: Any,
         *,
         pool: Sends | None = None,
+        authenticator: Authenticator | None = None,
+        tls_policy: TlsPolicy | None = None,
+        signer: Signs | None = None,
         drop: DropFolder | None = None,
         badmail: BadmailFolder | None = None,
     ) -> None:
@@ -93,6 +101,7 @@ class Scheduler(Service):
                 hostname=settings.server.hostname,
                 tls=ClientTls.of(delivery),
                 in_thread=self._files.run,
+                authenticator=authenticator,
                 timeouts=Timeouts.of(delivery),
                 messages=delivery.messages_per_connection,
                 most=delivery.connections,
@@ -111,7 +120,9 @@ class Scheduler(Service):
             events,
             self._clock,
             delivery.source_address,
+            signer,
         )
+        self._tls_policy = tls_policy or TlsPolicy()
         self._destinations: dict[str, Destination] = {}
         self._round: deque[Destination] = deque()
         self._held: set[Held] = set()
@@ -351,7 +362,9 @@ class Scheduler(Service):
                 self._pump()
 
     async def _hops(self, destination: Destination) -> tuple[Hop, ...]:
-        return await hops(destination.route, self._resolver, self._ourselves, self._delivery.port)
+        route = destination.route
+        found = await hops(route, self._resolver, self._ourselves, self._delivery.port)
+        return await self._tls_policy.secured(route, found)
 
     # ---- results ----------------------------------------------------------------------------------------------
 

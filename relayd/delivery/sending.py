@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from relayd.delivery.destination import LONGEST_REST, Destination, Health, Job
+from relayd.delivery.destination import LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.mx import Hop
 from relayd.delivery.outcome import Result
 from relayd.delivery.pool import Sent
-from relayd.delivery.route import RouteKind, Router
+from relayd.delivery.route import Route, RouteKind, Router
 from relayd.delivery.target import Target
 from relayd.events import Events, HopRests
 from relayd.model import Fault, Recipient, Reply, Sender
-from relayd.queue.store import MessageBody
+from relayd.queue.store import Claim, MessageBody
 
 #: How long the addresses of a destination are kept before the resolver (which knows their TTL) is asked again.
 KEEP_HOPS = 30.0
@@ -35,6 +35,16 @@ class Sends(Protocol):
     ) -> Sent: ...
 
 
+class Signs(Protocol):
+    """Who signs what leaves (DKIM)."""
+
+    async def signed(self, claim: Claim) -> MessageBody:
+        """The message as it goes out: with a signature on top, or as it is.
+
+        :raises Fault: not for now.
+        """
+
+
 class Requeue(Exception):
     """The hop takes no more connections for now, but works: the job's place is at the head of its queue."""
 
@@ -43,6 +53,7 @@ class Sending:
     """Sends jobs.
 
     :param hops: finds the addresses of a route.
+    :param signer: None = nothing is signed.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class Sending:
         events: Events,
         clock: Callable[[], float],
         source_address: str = "",
+        signer: Signs | None = None,
     ) -> None:
         self._router = router
         self._pool = pool
@@ -64,6 +76,7 @@ class Sending:
         self._events = events
         self._clock = clock
         self._source = source_address
+        self._signer = signer
 
     async def send(self, destination: Destination, job: Job) -> list[Result]:
         """The results of one attempt, in the order of the job's recipients.
@@ -79,12 +92,20 @@ class Sending:
             except Fault as fault:
                 return self._prevented(job, fault)
             route = destination.route
-            destination.hops = tuple(
-                (hop, Target(hop.host, hop.address, hop.port, route.tls, "", route.credential, self._source))
-                for hop in found
-            )
+            destination.hops = tuple((hop, self._target(route, hop)) for hop in found)
             destination.hops_until = now + KEEP_HOPS
         return await self._try(destination, job)
+
+    def _target(self, route: Route, hop: Hop) -> Target:
+        level = hop.tls or route.tls
+        return Target(hop.host, hop.address, hop.port, level, "", route.credential, self._source, hop.tlsa)
+
+    async def _outgoing(self, held: Held) -> MessageBody:
+        if self._signer is None:
+            return held.claim.body
+        if held.signed is None:
+            held.signed = await self._signer.signed(held.claim)
+        return held.signed
 
     async def _write(self, destination: Destination, job: Job) -> list[Result]:
         claim = job.claim
@@ -103,6 +124,10 @@ class Sending:
         """Each hop in turn; what rests is passed over."""
         route, now = destination.route, self._clock()
         sender = self._router.outbound(job.claim.sender, route)
+        try:
+            body = await self._outgoing(job.held)
+        except Fault as fault_of_ours:
+            return self._prevented(job, fault_of_ours)
         tried = False
         fault: Fault | None = None
         peer = ""
@@ -111,7 +136,7 @@ class Sending:
                 continue
             tried = True
             try:
-                sent = await self._pool.send(target, sender, job.addressed, job.claim.body)
+                sent = await self._pool.send(target, sender, job.addressed, body)
             except PathFault as caught:
                 fault, peer = caught, caught.peer or str(hop)
                 self._hop_failed(destination, job, hop, caught)

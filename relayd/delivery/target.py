@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relayd.model import IPAddress
+from relayd.model import IPAddress, Tlsa
 from relayd.settings import Credential, Delivery, OutboundTls
 
 
@@ -15,6 +15,7 @@ class Target:
     :ivar host: the host's name, for people and logs; an address literal's text where there is no name.
     :ivar verify_name: the name (or address) that its certificate must carry; also what SNI asks for. "" = *host*.
     :ivar source_address: the local address to connect from; ignored when it is of the other family. "" = any.
+    :ivar tlsa: what DANE holds the certificate to, where *tls* is DANE (RFC 7672).
     """
 
     host: str
@@ -24,6 +25,7 @@ class Target:
     verify_name: str = ""
     credential: Credential | None = None
     source_address: str = ""
+    tlsa: tuple[Tlsa, ...] = ()
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust,
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from relayd.model import Tls
+from relayd.model import Tls, Tlsa
 from relayd.settings import Delivery, OutboundTls
 
 #: Levels at which a certificate that does not hold ends the connection.
@@ -79,8 +79,11 @@ class ClientTls:
     def of(cls, delivery: Delivery) -> ClientTls:
         return cls(delivery.ca, delivery.client_certificate, delivery.client_key)
 
-    def handshake(self, name: str, level: OutboundTls) -> Handshake:
-        """One handshake with the host *name*, a DNS name or an IP address."""
+    def handshake(self, name: str, level: OutboundTls, tlsa: tuple[Tlsa, ...] = ()) -> Handshake:
+        """One handshake with the host *name*, a DNS name or an IP address.
+
+        :param tlsa: what the certificate is held to where *level* is DANE.
+        """
         return Handshake(self._context, name, must_hold=level in VERIFYING)
 
 

@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from email import message_from_bytes
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
@@ -924,6 +925,13 @@ def rule_logged(relay: Relay, event: str, where: str, rule: str) -> bool:
     return any(rule in entry.get(where, "") for entry in relay.find(event))
 
 
+def named(relay: Relay, rule: str) -> bool:
+    """Whether the log has refused something by *rule*."""
+    return any(rule in str(event.get("rule")) for event in relay.find("refused")) or any(
+        rule in str(event["reason"]) for event in relay.find("authentication-failed")
+    )
+
+
 def test_explain_says_what_the_server_does(relay: Relay, trusting: ssl.SSLContext) -> None:
     policy = Policy(load(relay.config).settings)
     tried = 0
@@ -964,10 +972,7 @@ def test_explain_says_what_the_server_does(relay: Relay, trusting: ssl.SSLContex
             assert int(reply[:3]) == verdict.reply.code, (question, reply, verdict)
             if not verdict.accepted:
                 assert reply.decode().rstrip() == str(verdict.reply)
-                rules = [e.get("rule") for e in relay.find("refused")] + [
-                    e["reason"] for e in relay.find("authentication-failed")
-                ]
-                assert any(str(verdict.rule) in str(rule) for rule in rules), (verdict, rules)
+                relay.wait_until(partial(named, relay, str(verdict.rule)), f"{verdict} in the log")
             tried += 1
     assert tried > 100
 

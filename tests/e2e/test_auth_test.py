@@ -48,7 +48,7 @@ def test_a_right_password(relay: Relay) -> None:
             "groups": ["Apps"],
         },
     }
-    assert next(relay.find("admin"))["action"] == "auth test"
+    assert relay.wait_for("admin")["action"] == "auth test"
     assert "s3cret" not in json.dumps(relay.events)
 
 

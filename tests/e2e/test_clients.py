@@ -196,6 +196,7 @@ def test_smtp_source_through_relayd_into_smtp_sink(start_relay: StartRelay, tmp_
             ).require()
         relay.wait_for("delivered", count=458)
         wait_for(lambda: sink.count() == 458, "all messages in the sink", timeout=30)
+        relay.wait_for("accepted", count=458)
         assert len({event["queue_id"] for event in relay.find("accepted")}) == 458
         status = relay.ctl_json("status")[0]
         assert status["queue"]["messages"] == 0

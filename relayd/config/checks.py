@@ -172,7 +172,7 @@ def _next_hops(reading: Reading, settings: Settings) -> None:
         if auth:
             _guarded(reading, settings.credentials, auth_key, auth, tls_key, tls)
     if not delivery.smart_host and reading.good("delivery.smart_host"):
-        for key in ("delivery.smart_host_auth", "delivery.smart_host_tls"):
+        for key in ("delivery.smart_host_auth", "delivery.smart_host_tls", "delivery.direct_first"):
             if reading.written.get(key):
                 reading.warn(key, "has no effect without smart_host")
 

@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from twisted.internet.interfaces import IDelayedCall
+
 from relayd.delivery.mx import Hop
+from relayd.delivery.pace import Pace
 from relayd.delivery.route import Route
 from relayd.delivery.target import Target
 from relayd.model import Fault, Recipient
@@ -68,6 +71,8 @@ class Destination:
     :ivar served: jobs that came to an end since the last look; *rate*: jobs a second, over the last *looks*.
     :ivar away: jobs that were sent away and are thought to wait outside.
     :ivar hops: what to try, in order; looked up again after *hops_until*.
+    :ivar pace: how many messages its route takes in a time; None = any number.
+    :ivar waking: a call stands out for when its pace has room again.
     :ivar back_at: when the last of what was sent away because all hops rest comes back.
     """
 
@@ -87,10 +92,12 @@ class Destination:
     back_at: float = 0.0
     failure: Fault | None = None
     failure_host: str = ""
+    pace: Pace | None = None
+    waking: IDelayedCall | None = None
 
     @classmethod
-    def of(cls, route: Route, now: float) -> Destination:
-        return cls(route, min(route.first or FIRST_CONCURRENCY, route.connections), progress_at=now)
+    def of(cls, route: Route, now: float, pace: Pace | None = None) -> Destination:
+        return cls(route, min(route.first or FIRST_CONCURRENCY, route.connections), progress_at=now, pace=pace)
 
     @property
     def free(self) -> bool:

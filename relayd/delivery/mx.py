@@ -27,6 +27,7 @@ class Hop:
 
     :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
     :ivar tlsa: where *tls* is DANE, what the certificate is held to.
+    :ivar via: the route it belongs to, where that is the way for mail whose own hosts fail.
     """
 
     host: str
@@ -34,6 +35,7 @@ class Hop:
     port: int
     tls: OutboundTls | None = field(default=None, compare=False)
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
+    via: Route | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.host}[{self.address}]:{self.port}"

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from relayd.model import Path, Sender
 from relayd.policy import DomainTable
 from relayd.policy.domains import fold
-from relayd.settings import Credential, Domain, DomainKind, NextHop, OutboundTls, Settings
+from relayd.settings import Credential, Domain, DomainKind, NextHop, OutboundTls, Rate, Settings
 
 #: Files written to the drop folder at once: they share a directory fsync.
 DROPS = 64
@@ -38,6 +38,9 @@ class Route:
     :ivar tls: the least TLS that mail on this route must have.
     :ivar connections: how many at once, at most; *first*: before anything succeeded (0 = the scheduler knows best).
     :ivar reason: the configuration key that chose this route; empty for MX by default.
+    :ivar rewrite: the envelope sender: ``relay@corp.example``; ``*@corp.example`` for its domain alone; empty: as it is.
+    :ivar rate: how many messages, at most; *paced_by*: all routes of that name keep it together.
+    :ivar fallback: the way for mail whose hosts cannot be found or reached.
     """
 
     kind: RouteKind
@@ -49,6 +52,10 @@ class Route:
     connections: int = 20
     reason: str = ""
     first: int = 0
+    rewrite: str = ""
+    rate: Rate | None = None
+    paced_by: str = ""
+    fallback: Route | None = None
 
 
 class Router:
@@ -83,9 +90,14 @@ class Router:
         return route, path
 
     def outbound(self, sender: Sender, route: Route) -> Sender:
-        """*sender* as the next hop shall see it: ``masquerade_domain`` stands in for local domains."""
+        """*sender* as the next hop shall see it: as the route says, else ``masquerade_domain`` for local ones."""
         masquerade = self._settings.delivery.masquerade_domain
-        if not masquerade or route.kind is RouteKind.DROP or sender.path.null:
+        if route.kind is RouteKind.DROP or sender.path.null:
+            return sender
+        if route.rewrite:
+            local, _, domain = route.rewrite.rpartition("@")
+            return replace(sender, path=Path(sender.path.local if local == "*" else local, domain))
+        if not masquerade:
             return sender
         if not sender.path.domain or self._domains.is_local(sender.path.domain):
             return replace(sender, path=Path(sender.path.local, masquerade))
@@ -96,45 +108,61 @@ class Router:
         table = self._domains.find(domain)
         if table is not None and table.kind is DomainKind.LOCAL:
             return _drop(table.name, table.origin)
-        connections = (table.connections if table is not None else 0) or delivery.connections_per_hop
         tls = table.tls if table is not None else None
         if table is not None and table.route:
-            return _hops(
+            route = Route(
+                RouteKind.HOPS,
                 f"route {_texts(table.route)}",
-                table.route,
-                tls or delivery.tls,
-                self._credential(table.auth),
-                connections,
-                f"{table.origin}.route",
+                hops=table.route,
+                tls=tls or delivery.tls,
+                credential=self._credential(table.auth),
+                reason=f"{table.origin}.route",
             )
-        if delivery.smart_host:
-            return _hops(
-                f"smart host {_texts(delivery.smart_host)}",
-                delivery.smart_host,
-                tls or delivery.smart_host_tls or delivery.tls,
-                self._credential(delivery.smart_host_auth),
-                connections,
-                "delivery.smart_host",
-            )
-        return self._direct(domain, table, tls or delivery.tls, connections)
+        elif delivery.smart_host and not delivery.direct_first:
+            route = self._smart_host(tls)
+        else:
+            route = self._direct(domain, table, tls or delivery.tls)
+        return self._as_written(route, table)
 
-    def _direct(self, domain: str, table: Domain | None, tls: OutboundTls, connections: int) -> Route:
+    def _smart_host(self, tls: OutboundTls | None) -> Route:
+        delivery = self._settings.delivery
+        return Route(
+            RouteKind.HOPS,
+            f"smart host {_texts(delivery.smart_host)}",
+            hops=delivery.smart_host,
+            tls=tls or delivery.smart_host_tls or delivery.tls,
+            credential=self._credential(delivery.smart_host_auth),
+            reason="delivery.smart_host",
+        )
+
+    def _direct(self, domain: str, table: Domain | None, tls: OutboundTls) -> Route:
+        delivery = self._settings.delivery
         name = fold(domain)
-        origin = table.origin if table is not None else ""
+        reason = table.origin if table is not None else ""
         credential = self._credential(table.auth if table is not None else "")
         literal = _literal(name)
         if literal is not None:
-            return _hops(f"address {literal.text}", (literal,), tls, credential, connections, origin)
-        return Route(
-            RouteKind.MX,
-            _key(f"mx {name}", tls, credential, connections),
-            name,
-            (),
-            tls,
-            credential,
-            connections,
-            origin,
+            route = Route(RouteKind.HOPS, f"address {literal.text}", hops=(literal,), tls=tls, reason=reason)
+        else:
+            route = Route(RouteKind.MX, f"mx {name}", name, tls=tls, reason=reason)
+        route = replace(route, credential=credential)
+        if not delivery.smart_host:
+            return route
+        # The level and the credential of a domain are for its own hosts.
+        other = self._smart_host(None)
+        other = replace(other, key=_key(other))
+        return replace(
+            route, key=f"{route.key}, then {other.key}", fallback=other, reason=reason or "delivery.direct_first"
         )
+
+    def _as_written(self, route: Route, table: Domain | None) -> Route:
+        """*route* with what its ``[[domain]]`` says of any route, and the key that all of it makes."""
+        connections = (table.connections if table is not None else 0) or self._settings.delivery.connections_per_hop
+        route = replace(route, connections=connections)
+        if table is not None:
+            paced = table.origin if table.rate is not None else ""
+            route = replace(route, rewrite=table.rewrite_sender, rate=table.rate, paced_by=paced)
+        return replace(route, key=_key(route))
 
     def _credential(self, name: str) -> Credential | None:
         return self._credentials[name] if name else None
@@ -144,30 +172,15 @@ def _drop(domain: str, reason: str) -> Route:
     return Route(RouteKind.DROP, f"drop {domain}", domain, connections=DROPS, first=DROPS, reason=reason)
 
 
-def _hops(
-    label: str,
-    hops: tuple[NextHop, ...],
-    tls: OutboundTls,
-    credential: Credential | None,
-    connections: int,
-    reason: str,
-) -> Route:
-    return Route(
-        RouteKind.HOPS,
-        _key(label, tls, credential, connections),
-        "",
-        hops,
-        tls,
-        credential,
-        connections,
-        reason,
-    )
-
-
-def _key(label: str, tls: OutboundTls, credential: Credential | None, connections: int) -> str:
-    """Routes that differ in how they speak to the same hops must not share a transaction."""
-    name = f" as {credential.name}" if credential is not None else ""
-    return f"{label} (tls {tls.value}{name}, {connections})"
+def _key(route: Route) -> str:
+    """Routes that differ in how they speak to the same hops, or in the sender there, must not share a transaction."""
+    parts = [
+        f"tls {route.tls.value}" + (f" as {route.credential.name}" if route.credential is not None else ""),
+        *([f"from {route.rewrite}"] if route.rewrite else []),
+        *([f"{route.paced_by}.rate"] if route.rate is not None else []),
+        str(route.connections),
+    ]
+    return f"{route.key} ({', '.join(parts)})"
 
 
 def _texts(hops: Sequence[NextHop]) -> str:

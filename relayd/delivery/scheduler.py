@@ -21,9 +21,11 @@ from relayd.delivery.badmail import BadmailFolder
 from relayd.delivery.destination import LONGEST_PATIENCE, LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.intake import LEAST_ROOM, Intake
-from relayd.delivery.mx import Hop, Lookups, Ourselves, hops
+from relayd.delivery.mx import Lookups
+from relayd.delivery.next_hops import NextHops
 from relayd.delivery.notify import Notifier
 from relayd.delivery.outcome import Judgement, Result, judge
+from relayd.delivery.pace import Pace
 from relayd.delivery.pool import ConnectionPool
 from relayd.delivery.route import Route, Router
 from relayd.delivery.sasl import Authenticator
@@ -88,11 +90,9 @@ class Scheduler(Service):
         self._delivery = delivery
         self._store = store
         self._events = events
-        self._resolver = resolver
         self._reactor = reactor
         self._clock = reactor.seconds
         self._router = Router(domains, settings)
-        self._ourselves = Ourselves(settings.server.hostname, settings.listeners)
         self._files = BoundedPool("bodies", reactor, threads=4, waiting=4 * delivery.connections)
         self._own_pool: ConnectionPool | None = None
         if pool is None:
@@ -115,15 +115,15 @@ class Scheduler(Service):
             self._router,
             pool,
             self._drop,
-            self._hops,
+            NextHops(resolver, tls_policy or TlsPolicy(), settings.server.hostname, settings.listeners, delivery.port),
             self._health,
             events,
             self._clock,
             delivery.source_address,
             signer,
         )
-        self._tls_policy = tls_policy or TlsPolicy()
         self._destinations: dict[str, Destination] = {}
+        self._paces: dict[str, Pace] = {}
         self._round: deque[Destination] = deque()
         self._held: set[Held] = set()
         self._by_id: dict[str, list[Held]] = {}
@@ -211,6 +211,8 @@ class Scheduler(Service):
             self._ticking.cancel()
             self._ticking = None
         for destination in list(self._destinations.values()):
+            if destination.waking is not None:
+                destination.waking.cancel()
             while destination.queue:
                 self._give_back(destination.queue.popleft(), _STOPPING, 0.0)
         await self._until_empty(lambda: bool(self._workers))
@@ -277,7 +279,10 @@ class Scheduler(Service):
     def _destination(self, route: Route) -> Destination:
         destination = self._destinations.get(route.key)
         if destination is None:
-            destination = self._destinations[route.key] = Destination.of(route, self._clock())
+            pace = self._paces.get(route.paced_by)
+            if pace is None and route.rate is not None:
+                pace = self._paces[route.paced_by] = Pace(route.rate)
+            destination = self._destinations[route.key] = Destination.of(route, self._clock(), pace)
         return destination
 
     # ---- jobs out ---------------------------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ class Scheduler(Service):
             while self._round and self._active < self._delivery.connections:
                 destination = self._round.popleft()
                 destination.listed = False
-                if destination.queue and destination.free:
+                if destination.queue and destination.free and self._in_time(destination):
                     self._start(destination, destination.queue.popleft())
                     self._list(destination)
         finally:
@@ -309,6 +314,24 @@ class Scheduler(Service):
         if destination.queue and destination.free and not destination.listed:
             destination.listed = True
             self._round.append(destination)
+
+    def _in_time(self, destination: Destination) -> bool:
+        """Whether *destination* takes one more message now, which then counts; else it is looked at again in time."""
+        pace = destination.pace
+        if pace is None:
+            return True
+        now = self._clock()
+        wait = pace.wait(now)
+        if not wait:
+            pace.take(now)
+        elif destination.waking is None:
+            destination.waking = self._reactor.callLater(wait, self._woken, destination)
+        return not wait
+
+    def _woken(self, destination: Destination) -> None:
+        destination.waking = None
+        self._list(destination)
+        self._pump()
 
     def _start(self, destination: Destination, job: Job) -> None:
         if not destination.active:
@@ -350,6 +373,8 @@ class Scheduler(Service):
                 crowded = bool(self._round) and self._active >= self._delivery.connections
                 if not destination.queue or crowded or destination.active > destination.limit or not self.running:
                     break
+                if not self._in_time(destination):
+                    break
                 job = destination.queue.popleft()
         finally:
             destination.active -= 1
@@ -360,11 +385,6 @@ class Scheduler(Service):
             self._list(destination)
             if self._round:
                 self._pump()
-
-    async def _hops(self, destination: Destination) -> tuple[Hop, ...]:
-        route = destination.route
-        found = await hops(route, self._resolver, self._ourselves, self._delivery.port)
-        return await self._tls_policy.secured(route, found)
 
     # ---- results ----------------------------------------------------------------------------------------------
 

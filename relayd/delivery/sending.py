@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from relayd.delivery.destination import LONGEST_REST, Destination, Health, Held, Job
 from relayd.delivery.drop import DropFolder
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.mx import Hop
+from relayd.delivery.next_hops import NextHops
 from relayd.delivery.outcome import Result
 from relayd.delivery.pool import Sent
 from relayd.delivery.route import Route, RouteKind, Router
@@ -52,7 +53,7 @@ class Requeue(Exception):
 class Sending:
     """Sends jobs.
 
-    :param hops: finds the addresses of a route.
+    :param next_hops: finds the addresses of a route.
     :param signer: None = nothing is signed.
     """
 
@@ -61,7 +62,7 @@ class Sending:
         router: Router,
         pool: Sends,
         drop: DropFolder,
-        hops: Callable[[Destination], Awaitable[tuple[Hop, ...]]],
+        next_hops: NextHops,
         health: Health,
         events: Events,
         clock: Callable[[], float],
@@ -71,7 +72,7 @@ class Sending:
         self._router = router
         self._pool = pool
         self._drop = drop
-        self._find = hops
+        self._next_hops = next_hops
         self._health = health
         self._events = events
         self._clock = clock
@@ -88,7 +89,7 @@ class Sending:
         now = self._clock()
         if destination.hops_until <= now:
             try:
-                found = await self._find(destination)
+                found = await self._next_hops.of(destination.route)
             except Fault as fault:
                 return self._prevented(job, fault)
             route = destination.route
@@ -97,6 +98,7 @@ class Sending:
         return await self._try(destination, job)
 
     def _target(self, route: Route, hop: Hop) -> Target:
+        route = hop.via or route
         level = hop.tls or route.tls
         return Target(hop.host, hop.address, hop.port, level, "", route.credential, self._source, hop.tlsa)
 

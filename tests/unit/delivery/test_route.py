@@ -6,7 +6,7 @@ import pytest
 
 from relayd.delivery.route import RouteKind
 from relayd.model import NULL_PATH, Path, Sender
-from relayd.settings import Credential, OutboundTls
+from relayd.settings import Credential, OutboundTls, Rate
 from tests.unit.delivery.values import hop, local, path, remote, router, settings
 
 SMART = (hop("smart.example:587"),)
@@ -106,3 +106,62 @@ class TestMasquerade:
         chosen = router(self.made)
         route, _ = chosen.route(path("b@corp.example"))
         assert str(chosen.outbound(Sender(path("a@corp.example")), route).path) == "a@corp.example"
+
+
+class TestDirectFirst:
+    def test_mx_then_the_smart_host(self) -> None:
+        made = settings(
+            smart_host=SMART,
+            smart_host_tls=OutboundTls.VERIFY,
+            smart_host_auth="m365",
+            direct_first=True,
+            credentials=(Credential("m365"),),
+        )
+        route, _ = router(made).route(path("a@partner.example"))
+        assert (route.kind, route.domain, route.tls, route.credential) == (
+            RouteKind.MX,
+            "partner.example",
+            OutboundTls.MAY,
+            None,
+        )
+        assert route.fallback is not None
+        assert [h.host for h in route.fallback.hops] == ["smart.example"]
+        assert (route.fallback.tls, route.fallback.credential) == (OutboundTls.VERIFY, Credential("m365"))
+        assert route.reason == "delivery.direct_first"
+
+    def test_not_where_a_domain_has_its_own_route(self) -> None:
+        table = remote("partner.example", route=(hop("gate.partner.example"),))
+        route, _ = router(settings(table, smart_host=SMART, direct_first=True)).route(path("a@partner.example"))
+        assert (route.kind, route.fallback) == (RouteKind.HOPS, None)
+
+
+class TestSenders:
+    @pytest.mark.parametrize(
+        ("rewrite", "sender", "expected"),
+        [
+            ("relay@corp.example", "printer@printer.local", "relay@corp.example"),
+            ("*@corp.example", "printer@printer.local", "printer@corp.example"),
+            ("*@corp.example", '"a@b"@printer.local', '"a@b"@corp.example'),
+            ("relay@corp.example", "", ""),
+            ("", "alice@corp.example", "alice@masked.example"),
+            ("", "alice@elsewhere.example", "alice@elsewhere.example"),
+        ],
+    )
+    def test_a_route_has_its_own(self, rewrite: str, sender: str, expected: str) -> None:
+        table = remote("partner.example", rewrite_sender=rewrite)
+        chosen = router(settings(local("corp.example"), table, masquerade_domain="masked.example"))
+        route, _ = chosen.route(path("a@partner.example"))
+        assert chosen.outbound(Sender(path(sender)), route).path == (path(expected) if expected else NULL_PATH)
+
+    def test_two_senders_share_no_transaction(self) -> None:
+        one = remote("one.example", route=(hop("gate.example"),), rewrite_sender="one@corp.example")
+        two = remote("two.example", route=(hop("gate.example"),), rewrite_sender="two@corp.example")
+        chosen = router(settings(one, two))
+        assert chosen.route(path("a@one.example"))[0].key != chosen.route(path("a@two.example"))[0].key
+
+
+def test_domains_under_one_wildcard_keep_one_rate() -> None:
+    chosen = router(settings(remote("*.partner.example", rate=Rate(30, 60.0))))
+    one, two = chosen.route(path("a@x.partner.example"))[0], chosen.route(path("a@y.partner.example"))[0]
+    assert one.key != two.key
+    assert (one.rate, one.paced_by) == (two.rate, two.paced_by) == (Rate(30, 60.0), "domain[0]")

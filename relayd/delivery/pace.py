@@ -22,8 +22,8 @@ class Pace:
         sent = self._sent
         if len(sent) < (sent.maxlen or 0):
             return 0.0
-        left = sent[0] + self._seconds - now
-        return left if 0 < left <= self._seconds else 0.0  # longer: the clock was set back
+        gone = now - sent[0]
+        return self._seconds - gone if 0 <= gone < self._seconds else 0.0  # below 0: the clock was set back
 
     def take(self, now: float) -> None:
         """A message goes."""

@@ -38,7 +38,7 @@ class Route:
     :ivar tls: the least TLS that mail on this route must have.
     :ivar connections: how many at once, at most; *first*: before anything succeeded (0 = the scheduler knows best).
     :ivar reason: the configuration key that chose this route; empty for MX by default.
-    :ivar rewrite: the envelope sender: ``relay@corp.example``; ``*@corp.example`` for its domain alone; empty: as it is.
+    :ivar rewrite: the envelope sender: ``relay@corp.example``, or ``*@corp.example`` for its domain alone; or empty.
     :ivar rate: how many messages, at most; *paced_by*: all routes of that name keep it together.
     :ivar fallback: the way for mail whose hosts cannot be found or reached.
     """

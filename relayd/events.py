@@ -275,6 +275,16 @@ class HopRests(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRefused(Event):
+    """There is no token for a ``[[credential]]``: mail for its next hop waits."""
+
+    name: ClassVar[str] = "token-refused"
+    level: ClassVar[str] = "error"
+    credential: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerRests(Event):
     """A controller of the directory failed, and is left alone for *seconds*."""
 

@@ -33,7 +33,7 @@ from relayd import __version__
 from relayd.auth import Sources, account_of
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
-from relayd.delivery import Scheduler
+from relayd.delivery import Authenticator, Https, KeytabInitiators, Roots, Scheduler, Tokens
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
@@ -227,7 +227,16 @@ class RelayService(MultiService):
         self.resolver = Resolver(settings.dns.servers, reactor=reactor)
         self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
-        self.scheduler = Scheduler(settings, self.policy.domains, self.store, self.events, self.resolver, reactor)
+        self._credentials = BoundedPool("credentials", reactor, threads=2, waiting=200)
+        self.scheduler = Scheduler(
+            settings,
+            self.policy.domains,
+            self.store,
+            self.events,
+            self.resolver,
+            reactor,
+            authenticator=self._authenticator(Https(reactor, self.resolver, Roots(settings.delivery.ca))),
+        )
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
         self.directory = (
             Directory(settings.directory, self.resolver, reactor, self.events, keytab=settings.kerberos.keytab)
@@ -331,6 +340,7 @@ class RelayService(MultiService):
             await self.directory.close()
         await gatherResults([self.resolver.close(), self._client_names.close()])
         self._files.stop()
+        self._credentials.stop()
         if self._log is not None:
             self._log.flush()
         if self._failed:
@@ -338,6 +348,12 @@ class RelayService(MultiService):
             self._reactor.addSystemEventTrigger("after", "shutdown", _exit_badly)
 
     # ---- parts ----------------------------------------------------------------------------------------------------
+
+    def _authenticator(self, https: Https) -> Authenticator:
+        """Who shows credentials to next hops."""
+        run = self._credentials.run
+        tokens = Tokens(https, run, self.events, self._reactor.seconds)
+        return Authenticator(run, tokens, KeytabInitiators(self.settings.kerberos.keytab))
 
     def _portal(self) -> Portal:
         recipients = self.directory if self.settings.directory.verify_recipients else None

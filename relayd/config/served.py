@@ -32,11 +32,15 @@ class NotBuilt:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What a key needs of the install: a Python *module*, from the *extra*; some need Debian *packages* first."""
+    """What a key needs of the install: a Python *module*, from the *extra*; some need Debian *packages* first.
+
+    :ivar values: the values that need it; empty: all but the default.
+    """
 
     module: str
     extra: str
     packages: str = ""
+    values: tuple[object, ...] = ()
 
 
 _NOT_YET: Final = "not built yet in this version"
@@ -53,7 +57,6 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "domain.tls": _DANE_STS,
     "delivery.tls": _DANE_STS,
     "delivery.smart_host_tls": _DANE_STS,
-    "credential.kind": NotBuilt("a credential by GSSAPI or OAuth 2.0", ("gssapi", "oauth2")),
     "dkim": NotBuilt("DKIM signing"),
     "rewrite": NotBuilt("rewriting of senders"),
     "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
@@ -68,6 +71,7 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
 EXTRAS: Final[Mapping[str, Extra]] = {
     "server.queue": Extra("psycopg", "postgresql"),
     "kerberos.keytab": Extra("gssapi", "kerberos", "libkrb5-dev gcc python3-dev"),
+    "credential.kind": Extra("gssapi", "kerberos", "libkrb5-dev gcc python3-dev", ("gssapi",)),
     "ntlm.computer": Extra("impacket", "netlogon"),
     "console.address": Extra("klein", "console"),
 }
@@ -91,7 +95,7 @@ def check(reading: Reading) -> None:
                 continue
         if entry is not None:
             _not_built(reading, key, value, entry)
-        elif (extra := EXTRAS.get(rule)) and value != default(key):
+        elif (extra := EXTRAS.get(rule)) and (value in extra.values or (not extra.values and value != default(key))):
             _absent(reading, key, extra)
     integrated.settle(reading)
 

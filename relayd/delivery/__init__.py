@@ -3,17 +3,25 @@
 from relayd.delivery.client import connect
 from relayd.delivery.connection import Connection
 from relayd.delivery.fault import PathFault, Stage
+from relayd.delivery.https import Https
+from relayd.delivery.kerberos import KeytabInitiators
+from relayd.delivery.oauth import Tokens
 from relayd.delivery.pool import ConnectionPool, Sent
 from relayd.delivery.route import Route, RouteKind, Router
+from relayd.delivery.sasl import Authenticator
 from relayd.delivery.scheduler import Scheduler
 from relayd.delivery.target import Target, Timeouts
-from relayd.delivery.tls import ClientTls
+from relayd.delivery.tls import ClientTls, Roots
 
 __all__ = [
+    "Authenticator",
     "ClientTls",
     "Connection",
     "ConnectionPool",
+    "Https",
+    "KeytabInitiators",
     "PathFault",
+    "Roots",
     "Route",
     "RouteKind",
     "Router",
@@ -22,5 +30,6 @@ __all__ = [
     "Stage",
     "Target",
     "Timeouts",
+    "Tokens",
     "connect",
 ]

@@ -16,6 +16,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.channel_binding import end_point_binding
 from relayd.delivery.fault import PathFault, Stage, softened
 from relayd.delivery.offer import NO_OFFER, Offer
 from relayd.delivery.outflow import BLOCK, InThread, Outflow
@@ -213,6 +214,12 @@ class Connection(Protocol):
         self._expect(self._timeouts.quit)
 
     # ---- what authentication needs --------------------------------------------------------------------------------
+
+    @property
+    def binding(self) -> bytes:
+        """Channel binding data of the TLS in use; empty: there is none."""
+        certificate = self._transport.getPeerCertificate() if self.tls else None
+        return end_point_binding(certificate.to_cryptography()) if certificate is not None else b""
 
     def say(self, octets: bytes) -> Deferred[Reply]:
         """One step of AUTH; the reply to it."""

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from twisted.internet._sslverify import IOpenSSLTrustRoot  # what trustRoot wants; it has no public name
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -38,6 +39,25 @@ _VERIFY_ERRORS = {
     20: "issuer is not known",
     21: "issuer is not known",
 }
+
+
+@implementer(IOpenSSLTrustRoot)
+class Roots:
+    """The system's CAs and those of a file: for web servers, which may be the world's or one's own.
+
+    :raises ValueError: *ca* does not hold what it should.
+    :raises OSError: it cannot be read.
+    """
+
+    def __init__(self, ca: File | None) -> None:
+        self._own = _certificates(ca) if ca is not None else []
+
+    def _addCACertsToContext(self, context: SSL.Context) -> None:
+        context.set_default_verify_paths()
+        store = context.get_cert_store()
+        assert store is not None
+        for certificate in self._own:
+            store.add_cert(crypto.X509.from_cryptography(certificate))
 
 
 class Untrusted(Exception):

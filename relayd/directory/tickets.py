@@ -110,8 +110,8 @@ class Tickets:
         self._thread: threading.Thread | None = None
         self.proven = False
 
-    def initiate(self, host: str, binding: Any, until: float) -> tuple[Any, bytes]:
-        """A security context with the LDAP service of *host*, and its first token.
+    def initiate(self, host: str, binding: Any, until: float, service: str = "ldap") -> tuple[Any, bytes]:
+        """A security context with a service of *host*, and its first token.
 
         :param binding: ``gssapi.raw.ChannelBindings``.
         :param until: when somebody stops to wait, on the monotonic clock.
@@ -126,11 +126,11 @@ class Tickets:
 
         def initiate() -> None:
             try:
-                made.put(self._initiate(host, binding))
+                made.put(self._initiate(f"{service}/{host}", binding))
             except Exception as error:
                 made.put(error)
 
-        self._thread = threading.Thread(target=initiate, name="directory tickets", daemon=True)
+        self._thread = threading.Thread(target=initiate, name="tickets", daemon=True)
         self._thread.start()
         try:
             result = made.get(timeout=max(0.001, until - time.monotonic()))
@@ -142,14 +142,14 @@ class Tickets:
             raise result
         return result
 
-    def _initiate(self, host: str, binding: Any) -> tuple[Any, bytes]:
+    def _initiate(self, service: str, binding: Any) -> tuple[Any, bytes]:
         import gssapi
         from gssapi.raw.misc import GSSError
 
         principal = gssapi.NameType.kerberos_principal
         kerberos = gssapi.MechType.kerberos
         # Named by realm, not as a host: nothing that DNS says then changes who must answer.
-        service = gssapi.Name(f"ldap/{host}@{self.principal.rpartition('@')[2]}", principal)
+        target = gssapi.Name(f"{service}@{self.principal.rpartition('@')[2]}", principal)
         try:
             store: dict[str | bytes, str | bytes] = {"client_keytab": self._keytab, "ccache": self.cache}
             credentials = gssapi.Credentials(
@@ -158,7 +158,7 @@ class Tickets:
             # RFC 4752 3.1: integrity, for the octets about the security layer.
             flags = gssapi.RequirementFlag.mutual_authentication | gssapi.RequirementFlag.integrity
             context = gssapi.SecurityContext(
-                name=service, creds=credentials, usage="initiate", mech=kerberos, flags=flags, channel_bindings=binding
+                name=target, creds=credentials, usage="initiate", mech=kerberos, flags=flags, channel_bindings=binding
             )
             token = context.step()
         except GSSError as error:

@@ -10,7 +10,6 @@ from pathlib import Path as File
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -22,6 +21,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from relayd.auth.secret_file import keeper, write
+from relayd.channel_binding import end_point_binding
 from relayd.model import Fault, Reply, Tls
 from relayd.settings import TlsSettings
 from relayd.smtpd.client_certificates import ClientCertificates, Judgement
@@ -114,22 +114,6 @@ def _judge(connection: SSL.Connection, certificate: X509, error: int, depth: int
     if isinstance(connection, _Accepting) and connection.judged is not None:
         connection.judged.note(certificate, error, depth)
     return True
-
-
-def end_point_binding(certificate: x509.Certificate) -> bytes:
-    """The channel binding ``tls-server-end-point`` of a server's certificate (RFC 5929 4.1).
-
-    Empty where it is undefined: a signature such as Ed25519 names no hash function.
-    """
-    try:
-        algorithm = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
-        return b""
-    if algorithm is None:
-        return b""
-    if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
-        algorithm = hashes.SHA256()
-    return b"tls-server-end-point:" + certificate.fingerprint(algorithm)
 
 
 def _binding(context: SSL.Context) -> bytes:

@@ -17,13 +17,13 @@ from zope.interface import implementer
 
 from relayd.auth.certificate import certificate_name
 from relayd.auth.credentials import ClientCertificate, IClientCertificate
+from relayd.channel_binding import end_point_binding
 from relayd.model import Client, Fault, Peer, Principal, Reply
 from relayd.policy import Policy
 from relayd.settings import Authentication, Console, Domain, Listener, Server, Settings, TlsMode
 from relayd.smtpd import Challenge, Done, ServerTls
 from relayd.smtpd.client_certificates import ClientCertificates
 from relayd.smtpd.external import External
-from relayd.smtpd.tls import end_point_binding
 from tests.lab.ca import LabCA
 from tests.unit.smtpd.fakes import FakeAnonymous, FakeRealm
 from tests.unit.smtpd.talk import Talk

@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
+from relayd.channel_binding import end_point_binding
 from relayd.model import Fault, Tls
 from relayd.settings import TlsSettings
 from relayd.smtpd import ServerTls, self_signed, server_tls
-from relayd.smtpd.tls import end_point_binding, negotiated
+from relayd.smtpd.tls import negotiated
 from tests.lab.ca import LabCA, Leaf
 
 

@@ -107,6 +107,8 @@ class RecordingSink:
 
     :param tls: a server context; with it STARTTLS is offered, or `implicit_tls` speaks TLS at once.
     :param accounts: user -> password; with it AUTH PLAIN LOGIN is offered.
+    :param tokens: access tokens that hold; with it AUTH XOAUTH2 is offered, as Exchange Online does it. It stands in
+        for Exchange Online, which cannot be had here.
     :param require_auth: refuse MAIL with 530 until the client authenticated.
     :param extensions: further EHLO lines.
     :param answer: see `Answer`.
@@ -119,6 +121,7 @@ class RecordingSink:
         tls: ssl.SSLContext | None = None,
         implicit_tls: bool = False,
         accounts: dict[str, str] | None = None,
+        tokens: set[str] | None = None,
         require_auth: bool = False,
         extensions: Sequence[str] = (
             "PIPELINING",
@@ -136,6 +139,7 @@ class RecordingSink:
         self.tls = tls
         self.implicit_tls = implicit_tls
         self.accounts = accounts
+        self.tokens = tokens
         self.require_auth = require_auth
         self.extensions = tuple(extensions)
         self.answer: Answer = answer or (lambda line: None)
@@ -288,6 +292,8 @@ class _Conversation:
             offers.append("STARTTLS")
         if self.sink.accounts is not None:
             offers.append("AUTH PLAIN LOGIN")
+        if self.sink.tokens is not None:
+            offers.append("AUTH LOGIN XOAUTH2")
         lines = [f"250-{offer}" for offer in offers[:-1]] + [f"250 {offers[-1]}"]
         await self.reply("\r\n".join(lines).encode())
 
@@ -304,6 +310,9 @@ class _Conversation:
     async def do_AUTH(self, argument: bytes) -> None:
         words = argument.split()
         mechanism = words[0].upper() if words else b""
+        if mechanism == b"XOAUTH2" and self.sink.tokens is not None:
+            await self.xoauth2(words[1], self.sink.tokens)
+            return
         if self.sink.accounts is None or mechanism not in (b"PLAIN", b"LOGIN"):
             await self.reply(b"504 5.5.4 no such mechanism")
             return
@@ -324,6 +333,17 @@ class _Conversation:
             await self.reply(b"535 5.7.8 wrong")
             return
         self.session.auth = (mechanism.decode(), user, password)
+        await self.reply(b"235 2.7.0 welcome")
+
+    async def xoauth2(self, response: bytes, tokens: set[str]) -> None:
+        user, bearer, *rest = base64.b64decode(response).decode().split("\1")
+        token = bearer.removeprefix("auth=Bearer ")
+        if rest != ["", ""] or token not in tokens:
+            await self.reply(b"334 " + base64.b64encode(b'{"status":"401","schemes":"bearer"}'))
+            assert await self.line() == b""
+            await self.reply(b"535 5.7.3 Authentication unsuccessful")
+            return
+        self.session.auth = ("XOAUTH2", user.removeprefix("user="), token)
         await self.reply(b"235 2.7.0 welcome")
 
     async def do_MAIL(self, argument: bytes) -> None:

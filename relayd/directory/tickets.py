@@ -130,7 +130,7 @@ class Tickets:
             except Exception as error:
                 made.put(error)
 
-        self._thread = threading.Thread(target=initiate, name="tickets", daemon=True)
+        self._thread = threading.Thread(target=initiate, name="directory tickets", daemon=True)
         self._thread.start()
         try:
             result = made.get(timeout=max(0.001, until - time.monotonic()))

@@ -177,7 +177,7 @@ class CommandRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageAccepted(Event):
-    """The message is safe; the client reads 250."""
+    """The message is safe; the client reads 250. *rewritten*: the sender that it named, where another stands in."""
 
     name: ClassVar[str] = "accepted"
     session: str
@@ -188,6 +188,7 @@ class MessageAccepted(Event):
     size: int
     user: str = ""
     rule: str = ""
+    rewritten: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,3 +291,5 @@ class Envelope:
     listener: str = ""
     tls: str = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384" or empty
     rule: str = ""  # the rule that let the last recipient pass
+    may_relay: bool = False  # it comes from whoever may relay: this relay vouches for it (DKIM)
+    rewritten: str = ""  # the sender that MAIL named, where [[rewrite]] put another in its place

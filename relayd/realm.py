@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
+from functools import cached_property
 from typing import Any, Protocol
 
 from twisted.cred.checkers import ANONYMOUS
@@ -21,10 +22,10 @@ from zope.interface import Interface, implementer
 
 from relayd.events import Events, MessageAccepted
 from relayd.model import Client, Envelope, Fault, Path, Principal, Recipient, Reply, Rule, Sender, Verdict
-from relayd.policy import Policy, is_postmaster, plain_local
+from relayd.policy import Policy, Rewritten, is_postmaster, plain_local
 from relayd.queue import Claim, Draft, Store
 from relayd.settings import Domain, DomainKind, Settings
-from relayd.wire import count_received, parse_address, received_header
+from relayd.wire import Header, count_received, parse_address, received_header, sent_from
 
 #: A header longer than this is passed on, but no longer looked into.
 HEADER_LOOKED_INTO = 256 * 1024
@@ -143,6 +144,9 @@ class RelayDelivery:
         policy = self.realm.policy()
         _insist(policy.mail(self.session.client, sender))
         path = policy.complete(sender.path, sender=True)
+        if policy.rewriting.undecided(self.session.client):
+            why = f"The name of {self.session.client.peer} cannot be looked up for now"
+            raise Fault(Reply.of(451, "4.4.3", why), "a [[rewrite]] table may mean this client")
         return sender if path is sender.path else replace(sender, path=path)
 
     def rcpt(self, sender: Sender, recipient: Recipient) -> Recipient | Deferred[Recipient]:
@@ -173,7 +177,13 @@ class RelayDelivery:
         return recipient
 
     def message(self, sender: Sender, recipients: tuple[Recipient, ...]) -> RelayMessage:
-        return RelayMessage(self, sender, recipients)
+        rewritten = self.realm.policy().rewriting.of(self.session.client, sender.path)
+        return RelayMessage(self, sender, recipients, rewritten)
+
+    @cached_property
+    def may_relay(self) -> bool:
+        """Whether its mail is this relay's to vouch for; asked where something is signed alone."""
+        return bool(self.realm.settings.dkim) and self.realm.policy().may_relay(self.session.client)
 
     # What stock twisted.mail asks.
 
@@ -212,9 +222,17 @@ class RelayMessage:
     Only the header is held back, until its end is known.
     """
 
-    def __init__(self, avatar: RelayDelivery, sender: Sender, recipients: tuple[Recipient, ...]) -> None:
+    def __init__(
+        self,
+        avatar: RelayDelivery,
+        sender: Sender,
+        recipients: tuple[Recipient, ...],
+        rewritten: Rewritten | None = None,
+    ) -> None:
         self._avatar = avatar
-        self._sender = sender
+        self._sender = sender if rewritten is None else replace(sender, path=rewritten.path)
+        self._written = "" if rewritten is None else str(sender.path)
+        self._new_from = str(rewritten.path) if rewritten is not None and rewritten.header else ""
         self._recipients = recipients
         self._draft: Draft = avatar.realm.store.draft()
         self._header: bytearray | None = bytearray()
@@ -258,6 +276,7 @@ class RelayMessage:
                 size=self._draft.size,
                 user=envelope.principal,
                 rule=envelope.rule,
+                rewritten=envelope.rewritten,
             )
         )
         if claim is not None:
@@ -275,6 +294,8 @@ class RelayMessage:
         if count_received(header) >= settings.delivery.max_hops:
             self._fault = Fault(_TOO_MANY_HOPS, f"{settings.delivery.max_hops} or more Received headers")
         completed = self._missing(header) if settings.delivery.complete_headers else b""
+        if self._new_from:
+            held = sent_from(Header.parse(header), self._new_from) + held[len(header) :]
         return self._draft.write(self._received() + completed + held)
 
     def _received(self) -> bytes:
@@ -324,6 +345,8 @@ class RelayMessage:
             listener=client.listener,
             tls=f"{client.tls.version} {client.tls.cipher}" if client.tls else "",
             rule=self._avatar.rule,
+            may_relay=self._avatar.may_relay,
+            rewritten=self._written,
         )
 
     # What stock twisted.mail asks.

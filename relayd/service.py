@@ -33,7 +33,7 @@ from relayd import __version__
 from relayd.auth import Sources, account_of
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
-from relayd.delivery import Authenticator, Https, KeytabInitiators, Roots, Scheduler, Tokens
+from relayd.delivery import Authenticator, Https, Key, KeytabInitiators, Roots, Scheduler, Signer, Tokens
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
@@ -227,6 +227,7 @@ class RelayService(MultiService):
         self.resolver = Resolver(settings.dns.servers, reactor=reactor)
         self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
+        self._signing: BoundedPool | None = None
         self._credentials = BoundedPool("credentials", reactor, threads=2, waiting=200)
         self.scheduler = Scheduler(
             settings,
@@ -236,6 +237,7 @@ class RelayService(MultiService):
             self.resolver,
             reactor,
             authenticator=self._authenticator(Https(reactor, self.resolver, Roots(settings.delivery.ca))),
+            signer=self._signer(),
         )
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
         self.directory = (
@@ -341,6 +343,8 @@ class RelayService(MultiService):
         await gatherResults([self.resolver.close(), self._client_names.close()])
         self._files.stop()
         self._credentials.stop()
+        if self._signing is not None:
+            self._signing.stop()
         if self._log is not None:
             self._log.flush()
         if self._failed:
@@ -354,6 +358,12 @@ class RelayService(MultiService):
         run = self._credentials.run
         tokens = Tokens(https, run, self.events, self._reactor.seconds)
         return Authenticator(run, tokens, KeytabInitiators(self.settings.kerberos.keytab))
+
+    def _signer(self) -> Signer | None:
+        if not self.settings.dkim:
+            return None
+        self._signing = BoundedPool("dkim", self._reactor, threads=2, waiting=4 * self.settings.delivery.connections)
+        return Signer([Key.load(entry) for entry in self.settings.dkim], self._signing.run, self._reactor.seconds)
 
     def _portal(self) -> Portal:
         recipients = self.directory if self.settings.directory.verify_recipients else None

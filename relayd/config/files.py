@@ -10,8 +10,10 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
+from relayd.config.dkim import GOOD_BITS, private_key
 from relayd.config.faults import shown
 from relayd.config.reading import Reading
 from relayd.config.schema import is_file, is_secret
@@ -34,12 +36,27 @@ def check(reading: Reading, settings: Settings) -> None:
     for key, ca in authorities:
         if ca is not None and reading.good(key):
             _certificate(reading, key, ca)
+    for index, entry in enumerate(settings.dkim):
+        if reading.good(f"dkim[{index}].key_file"):
+            _signing(reading, f"dkim[{index}].key_file", entry.key_file)
     tls = settings.tls
     if tls.client_crl is not None and tls.client_ca is not None and reading.good("tls.client_ca", "tls.client_crl"):
         _revocation(reading, "tls.client_crl", tls.client_crl, tls.client_ca)
     for certificate, certificate_file, key, key_file in _pairs(reading, settings):
         if reading.good(certificate, key):
             _pair(reading, certificate, certificate_file, key, key_file)
+
+
+def _signing(reading: Reading, rule: str, file: File) -> None:
+    try:
+        key = private_key(file)
+    except OSError:
+        return  # was told
+    except ValueError as error:
+        reading.fault(rule, str(error))
+        return
+    if isinstance(key, RSAPrivateKey) and key.key_size < GOOD_BITS:
+        reading.warn(rule, f"{file} holds RSA of {key.key_size} bits; some receivers want {GOOD_BITS} at least")
 
 
 _Pair = tuple[str, File | None, str, File | None]

@@ -57,8 +57,6 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "domain.tls": _DANE_STS,
     "delivery.tls": _DANE_STS,
     "delivery.smart_host_tls": _DANE_STS,
-    "dkim": NotBuilt("DKIM signing"),
-    "rewrite": NotBuilt("rewriting of senders"),
     "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
     "pickup": NotBuilt("the pickup folder"),
     "console.address": _CONSOLE,

@@ -2,6 +2,7 @@
 
 from relayd.delivery.client import connect
 from relayd.delivery.connection import Connection
+from relayd.delivery.dkim import Key, Signer
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.https import Https
 from relayd.delivery.kerberos import KeytabInitiators
@@ -19,6 +20,7 @@ __all__ = [
     "Connection",
     "ConnectionPool",
     "Https",
+    "Key",
     "KeytabInitiators",
     "PathFault",
     "Roots",
@@ -27,6 +29,7 @@ __all__ = [
     "Router",
     "Scheduler",
     "Sent",
+    "Signer",
     "Stage",
     "Target",
     "Timeouts",

@@ -146,6 +146,7 @@ def compose(
             smtputf8=utf8_needed,
         ),
         tuple(recipients),
+        may_relay=True,
         session="dsn",
     )
     return NewMessage(envelope, octets)

@@ -6,6 +6,7 @@ from relayd.policy.explain import Explanation, Question, explain
 from relayd.policy.hosts import HostMatcher
 from relayd.policy.openrelay import OpenRelay, open_relay
 from relayd.policy.policy import Policy
+from relayd.policy.rewriting import Rewriting, Rewritten
 from relayd.policy.steps import Step, Trace
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "OpenRelay",
     "Policy",
     "Question",
+    "Rewriting",
+    "Rewritten",
     "Step",
     "Trace",
     "explain",

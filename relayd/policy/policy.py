@@ -30,6 +30,7 @@ from relayd.policy.addresses import AddressPatterns, address_key, is_postmaster,
 from relayd.policy.domains import DomainTable, fold
 from relayd.policy.hosts import UNKNOWN_NAMES, HostMatcher, HostRule
 from relayd.policy.lines import Lines
+from relayd.policy.rewriting import Rewriting
 from relayd.policy.steps import Trace
 from relayd.settings import Authentication, DomainKind, Listener, Relay, Settings
 
@@ -194,6 +195,7 @@ class Policy:
         self._default_domain = next(
             (d.name for d in settings.domains if d.kind is DomainKind.LOCAL and not d.wildcard), ""
         )
+        self.rewriting = Rewriting(settings.rewrites, self._lines)
         self._no_domain = self._lines.rule("domain")
         self._postmaster = self._lines.rule("server.postmaster")
         self._own_literals = frozenset(
@@ -213,6 +215,8 @@ class Policy:
         if access is not Outcome.ACCEPT:
             return access is Outcome.DEFER
         if site.legacy.has_names and site.legacy.match(address, denying=False) is None:
+            return True
+        if self.rewriting.wants_names:
             return True
         relay, _ = site.relay.test(address, UNKNOWN_NAMES)
         return relay is Outcome.DEFER and site.relay_list_matters()
@@ -359,6 +363,13 @@ class Policy:
         if rule is site.relay.rule and lacking is site.groups_rule:
             rule, why = lacking, f"{why}, and {client.principal} is not in a group that may"
         return self._refuse("relay list", _unable(path), rule, why, trace)
+
+    def may_relay(self, client: Client) -> bool:
+        """Whether *client* may relay to any domain, whatever it may have been let in for."""
+        site = self._sites[client.listener]
+        if site.test_authenticated(client.principal, None)[0]:
+            return True
+        return site.relay.test(client.peer.address, client.names)[0] is Outcome.ACCEPT
 
     def complete(self, path: Path, *, sender: bool = False) -> Path:
         """*path* with a domain: an unqualified address gets the first local one.

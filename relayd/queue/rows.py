@@ -34,7 +34,7 @@ _WHAT: Final = {
 
 _encode: Final[Callable[[object], str]] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_TEXTS: Final = ("session", "client", "helo", "principal", "listener", "tls", "rule")
+_TEXTS: Final = ("session", "client", "helo", "principal", "listener", "tls", "rule", "rewritten")
 
 
 def encode_envelope(envelope: Envelope) -> str:
@@ -54,6 +54,8 @@ def encode_envelope(envelope: Envelope) -> str:
         values["envid"] = sender.envid
     if sender.auth is not None:
         values["auth"] = sender.auth
+    if envelope.may_relay:
+        values["may_relay"] = True
     for name in _TEXTS:
         text = getattr(envelope, name)
         if text:
@@ -73,7 +75,8 @@ def decode_envelope(text: str) -> Envelope:
         envid=values.get("envid", ""),
         auth=values.get("auth"),
     )
-    return Envelope(sender, (), **{name: values[name] for name in _TEXTS if name in values})
+    texts = {name: values[name] for name in _TEXTS if name in values}
+    return Envelope(sender, (), may_relay=values.get("may_relay", False), **texts)
 
 
 def _encode_extra(recipient: Recipient) -> str:

@@ -8,6 +8,7 @@ with a :class:`ValueError`: octets that would mean something else to the next pa
 from relayd.wire.bdat import BdatReader
 from relayd.wire.command import parse_bdat, parse_command, parse_hello, parse_mail, parse_rcpt
 from relayd.wire.data import DataReader, DataWriter
+from relayd.wire.header import Field, Header, addresses, mailbox, section, sent_from
 from relayd.wire.lines import LineReader
 from relayd.wire.octets import UncleanMessage
 from relayd.wire.path import BadAddress, parse_address
@@ -20,14 +21,18 @@ __all__ = [
     "BdatReader",
     "DataReader",
     "DataWriter",
+    "Field",
+    "Header",
     "LineReader",
     "ReplyReader",
     "UncleanMessage",
+    "addresses",
     "count_received",
     "encode_mail",
     "encode_rcpt",
     "encode_reply",
     "header_block",
+    "mailbox",
     "parse_address",
     "parse_bdat",
     "parse_command",
@@ -35,4 +40,6 @@ __all__ = [
     "parse_mail",
     "parse_rcpt",
     "received_header",
+    "section",
+    "sent_from",
 ]

@@ -39,13 +39,20 @@ def holds(content: bytes, key_file: Path) -> bool:
     return bool(dkim.verify(content, dnsfunc=lambda name, timeout=5: record))
 
 
+def readable(content: bytes) -> bool:
+    """Whether dkimpy takes it for a message."""
+    try:
+        dkim.DKIM(content)
+    except dkim.MessageFormatError:
+        return False
+    return True
+
+
 def test_what_leaves_is_signed(start_relay: StartRelay, sink: RecordingSink, key_file: Path) -> None:
     relay = start_relay(relaying(sink.port, more=signing(key_file)))
     large = b"0123456789 \r\n" * 50_000
-    given = [
-        mail for mail in map(as_crlf, mails().values()) if b"\nFrom: " not in b"\n" + mail.partition(b"\r\n\r\n")[0]
-    ]
-    given = [b"From: Alice <alice@local.example>\r\n" + mail for mail in given[:20]]
+    given = [b"From: Alice <alice@local.example>\r\n" + as_crlf(mail) for mail in mails().values()]
+    given = [mail for mail in given if mail.count(b"\nFrom: ") == 0 and readable(mail)][:20]
     given += [b"From: alice@local.example\r\nSubject: large\r\n\r\n" + large]
     with smtplib.SMTP("127.0.0.1", relay.port()) as client:
         for mail in given:
@@ -106,7 +113,7 @@ def test_a_device_gets_another_sender(start_relay: StartRelay, sink: RecordingSi
     for source in ("127.0.0.2", "127.0.0.3"):
         with smtplib.SMTP("127.0.0.1", relay.port(), source_address=(source, 0)) as client:
             client.sendmail("x@printer.local", TO, mail)
-    by_sender = {mail.sender: mail.content.partition(b";")[2].partition(b"\r\n")[2] for mail in sink.wait(2)}
+    by_sender = {mail.sender: mail.content.partition(b" +0000\r\n")[2] for mail in sink.wait(2)}
     assert by_sender == {
         "x@printer.local": mail,
         "scanner@local.example": mail.replace(

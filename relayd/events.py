@@ -286,6 +286,33 @@ class TokenRefused(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyUnfetched(Event):
+    """The MTA-STS policy that *domain* announces could not be fetched, for the first time or anew.
+
+    *kept_until*: an earlier one holds so long; None: there is none, and mail goes as to any other domain.
+    """
+
+    name: ClassVar[str] = "policy-unfetched"
+    level: ClassVar[str] = "warn"
+    domain: str
+    reason: str
+    kept_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsReport(Event):
+    """A mail exchanger is not as its domain's MTA-STS policy says. *mode*: ``enforce``, it gets no mail; ``testing``,
+    it gets mail all the same."""
+
+    name: ClassVar[str] = "tls-report"
+    level: ClassVar[str] = "warn"
+    domain: str
+    host: str
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerRests(Event):
     """A controller of the directory failed, and is left alone for *seconds*."""
 

@@ -27,6 +27,8 @@ class Hop:
 
     :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
     :ivar tlsa: where *tls* is DANE, what the certificate is held to.
+    :ivar why: what made that level, for people.
+    :ivar came_to: is told what TLS each message went over (as :attr:`Connection.tls`), where that is to be reported.
     :ivar via: the route it belongs to, where that is the way for mail whose own hosts fail.
     """
 
@@ -35,6 +37,8 @@ class Hop:
     port: int
     tls: OutboundTls | None = field(default=None, compare=False)
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
+    why: str = field(default="", compare=False)
+    came_to: Callable[[str], None] | None = field(default=None, compare=False)
     via: Route | None = field(default=None, compare=False)
 
     def __str__(self) -> str:

@@ -146,6 +146,8 @@ class Sending:
                 return self._prevented(job, shortage)
             else:
                 self._hop_worked(destination, hop, sent)
+                if hop.came_to is not None:
+                    hop.came_to(sent.tls)
                 return self._answered(job, sent)
         if not tried:
             return self.suspended(destination, job)

@@ -187,6 +187,17 @@ class Resolver:
         # A host of "." says that the service is not to be had.
         return tuple(record for record in answer.records if record[2])
 
+    async def txt(self, name: str) -> tuple[bytes, ...]:
+        """The TXT records of *name*, the strings of each joined; () where there is none.
+
+        :raises NoSuchDomain: it cannot be a name.
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        answer = await self._ask(_parsed(a_label(name)), "TXT")
+        if answer.failure:
+            raise _unanswered(name, answer)
+        return answer.records
+
     async def addresses(self, host: str) -> tuple[IPAddress, ...]:
         """The IPv6 and IPv4 addresses of *host*, from the hosts file or DNS; () where it has none.
 
@@ -324,13 +335,15 @@ def _server(text: str) -> dns.nameserver.Nameserver:
 
 
 def _value(record: Any) -> Any:
-    """A record's data as a plain value: a host name in lower case, an address, or (preference, host)."""
+    """A record's data as a plain value: a host name in lower case, an address, octets, or (preference, host)."""
     match record.rdtype:
         case dns.rdatatype.MX:
             return (int(record.preference), record.exchange.to_text(omit_final_dot=True).lower().strip("."))
         case dns.rdatatype.SRV:
             target = record.target.to_text(omit_final_dot=True).lower().strip(".")
             return (int(record.priority), int(record.weight), target, int(record.port))
+        case dns.rdatatype.TXT:
+            return b"".join(record.strings)
         case dns.rdatatype.PTR:
             return record.target.to_text(omit_final_dot=True).lower()
         case _:

@@ -177,6 +177,30 @@ class TestMx:
         assert server.over_tcp == 1
 
 
+class TestTexts:
+    def test_the_strings_of_a_record_are_one_text(
+        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
+    ) -> None:
+        server.records["_mta-sts.example.org", "TXT"] = ['"v=STSv1; " "id=1"', '"other \\195"']
+        assert sorted(clock.result(resolver.txt("_mta-sts.Example.org"))) == [b"other \xc3", b"v=STSv1; id=1"]
+
+    def test_through_an_alias(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
+        server.records["_mta-sts.example.org", "CNAME"] = ["_mta-sts.host.example."]
+        server.records["_mta-sts.host.example", "TXT"] = ['"v=STSv1; id=1"']
+        assert clock.result(resolver.txt("_mta-sts.example.org")) == (b"v=STSv1; id=1",)
+
+    def test_none(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
+        assert clock.result(resolver.txt("_mta-sts.example.org")) == ()
+        server.records["_mta-sts.example.net", "A"] = ["192.0.2.1"]
+        assert clock.result(resolver.txt("_mta-sts.example.net")) == ()
+
+    def test_failing(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
+        server.broken.add("_mta-sts.example.org")
+        with pytest.raises(Fault) as caught:
+            clock.result(resolver.txt("_mta-sts.example.org"))
+        assert caught.value.reply.enhanced == "4.4.3"
+
+
 class TestAddresses:
     def test_both_families(self, server: DnsServer, clock: ThreadedClock, resolver: Resolver) -> None:
         server.records["mx.example.org", "A"] = ["192.0.2.1"]

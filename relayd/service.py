@@ -33,7 +33,19 @@ from relayd import __version__
 from relayd.auth import Sources, account_of
 from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
-from relayd.delivery import Authenticator, Https, Key, KeytabInitiators, Roots, Scheduler, Signer, Tokens
+from relayd.delivery import (
+    Authenticator,
+    Https,
+    Key,
+    KeytabInitiators,
+    PolicyFolder,
+    Roots,
+    Scheduler,
+    Signer,
+    Sts,
+    TlsPolicy,
+    Tokens,
+)
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
@@ -43,7 +55,7 @@ from relayd.policy import Policy, open_relay
 from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
-from relayd.settings import Listener, Settings
+from relayd.settings import Listener, OutboundTls, Settings
 from relayd.smtpd import (
     MECHANISMS,
     External,
@@ -229,6 +241,8 @@ class RelayService(MultiService):
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
         self._signing: BoundedPool | None = None
         self._credentials = BoundedPool("credentials", reactor, threads=2, waiting=200)
+        https = Https(reactor, self.resolver, Roots(settings.delivery.ca))
+        self._sts = self._policies(https)
         self.scheduler = Scheduler(
             settings,
             self.policy.domains,
@@ -236,7 +250,8 @@ class RelayService(MultiService):
             self.events,
             self.resolver,
             reactor,
-            authenticator=self._authenticator(Https(reactor, self.resolver, Roots(settings.delivery.ca))),
+            authenticator=self._authenticator(https),
+            tls_policy=TlsPolicy(self._sts),
             signer=self._signer(),
         )
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
@@ -310,6 +325,8 @@ class RelayService(MultiService):
 
     async def _start(self) -> None:
         await self.store.open()
+        if self._sts is not None:
+            await self._sts.open()
         self.scheduler.startService()
         await self._listen_for_control()
         for entry in self.listening:
@@ -336,6 +353,8 @@ class RelayService(MultiService):
             await maybeDeferred(self._control.stopListening)
         if self.scheduler.running:
             await self.scheduler.stopService()
+        if self._sts is not None:
+            await self._sts.close()
         await self.store.close()
         await self.sources.close()
         if self.directory is not None:
@@ -364,6 +383,14 @@ class RelayService(MultiService):
             return None
         self._signing = BoundedPool("dkim", self._reactor, threads=2, waiting=4 * self.settings.delivery.connections)
         return Signer([Key.load(entry) for entry in self.settings.dkim], self._signing.run, self._reactor.seconds)
+
+    def _policies(self, https: Https) -> Sts | None:
+        """What is known of MTA-STS, where a route is held to it."""
+        levels = [self.settings.delivery.tls, *(domain.tls for domain in self.settings.domains)]
+        if OutboundTls.STS not in levels:
+            return None
+        folder = PolicyFolder(self.settings.server.state / "sts")
+        return Sts(self.resolver, https, folder, self.events, self._reactor)
 
     def _portal(self) -> Portal:
         recipients = self.directory if self.settings.directory.verify_recipients else None
@@ -477,7 +504,7 @@ def _unreadable_libraries() -> list[File]:
 def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:
     """Makes the state directory and its parts, closed to others, for *user*."""
     state = settings.server.state
-    for directory in (state, *(state / name for name in ("queue", "drop", "badmail", "tls"))):
+    for directory in (state, *(state / name for name in ("queue", "drop", "badmail", "tls", "sts"))):
         make_folder(directory, 0o700)
         if user is not None:
             os.chown(directory, user.pw_uid, user.pw_gid)

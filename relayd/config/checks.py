@@ -197,6 +197,28 @@ def _guarded(
         )
 
 
+def _policies(reading: Reading, settings: Settings) -> None:
+    """MTA-STS is about hosts that DNS names for a domain (RFC 8461 4.1); next hops that are written are not."""
+    delivery = settings.delivery
+    written = '"sts" is for hosts that DNS names, and {} is written here; write "verify"'
+    if delivery.smart_host_tls is OutboundTls.STS:
+        reading.fault("delivery.smart_host_tls", written.format("smart_host"))
+    by_default = delivery.tls is OutboundTls.STS and reading.good("delivery.tls")
+    if by_default and delivery.smart_host and delivery.smart_host_tls is None:
+        reading.fault("delivery.tls", '"sts" does not hold for smart_host; write smart_host_tls = "verify" as well')
+    for domain in settings.domains:
+        if domain.tls is OutboundTls.STS and domain.route:
+            reading.fault(f"{domain.origin}.tls", written.format("route"))
+        elif domain.tls is OutboundTls.STS and delivery.smart_host and not delivery.direct_first:
+            reading.fault(
+                f"{domain.origin}.tls", '"sts" does not hold for smart_host, where this mail goes; write "verify"'
+            )
+        elif by_default and domain.route and domain.tls is None:
+            reading.fault(
+                f"{domain.origin}.route", 'delivery.tls = "sts" does not hold for it; write tls = "verify" here'
+            )
+
+
 def _delivery(reading: Reading, settings: Settings) -> None:
     delivery = settings.delivery
     if "delivery.delay_notice" in reading.written and 0 < delivery.expire <= delivery.delay_notice:
@@ -303,6 +325,7 @@ _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _domain_kinds,
     _credentials,
     _next_hops,
+    _policies,
     _delivery,
     _directory,
     _client_certificates,

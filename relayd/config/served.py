@@ -44,7 +44,7 @@ class Extra:
 
 
 _NOT_YET: Final = "not built yet in this version"
-_DANE_STS: Final = NotBuilt("TLS by DANE or MTA-STS", (OutboundTls.DANE, OutboundTls.STS))
+_DANE: Final = NotBuilt("TLS by DANE", (OutboundTls.DANE,))
 _CONSOLE: Final = NotBuilt("the web console")
 
 NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
@@ -54,9 +54,9 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "listener.proxy_protocol": NotBuilt("the PROXY protocol"),
     "relay.send_as_header": NotBuilt("send-as for the From header"),
     "domain.deliver": NotBuilt("delivery by LMTP"),
-    "domain.tls": _DANE_STS,
-    "delivery.tls": _DANE_STS,
-    "delivery.smart_host_tls": _DANE_STS,
+    "domain.tls": _DANE,
+    "delivery.tls": _DANE,
+    "delivery.smart_host_tls": _DANE,
     "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
     "pickup": NotBuilt("the pickup folder"),
     "console.address": _CONSOLE,

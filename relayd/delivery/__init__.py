@@ -11,8 +11,11 @@ from relayd.delivery.pool import ConnectionPool, Sent
 from relayd.delivery.route import Route, RouteKind, Router
 from relayd.delivery.sasl import Authenticator
 from relayd.delivery.scheduler import Scheduler
+from relayd.delivery.sts import Sts
+from relayd.delivery.sts_folder import PolicyFolder
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls, Roots
+from relayd.delivery.tls_policy import TlsPolicy
 
 __all__ = [
     "Authenticator",
@@ -23,6 +26,7 @@ __all__ = [
     "Key",
     "KeytabInitiators",
     "PathFault",
+    "PolicyFolder",
     "Roots",
     "Route",
     "RouteKind",
@@ -31,8 +35,10 @@ __all__ = [
     "Sent",
     "Signer",
     "Stage",
+    "Sts",
     "Target",
     "Timeouts",
+    "TlsPolicy",
     "Tokens",
     "connect",
 ]

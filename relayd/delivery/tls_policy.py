@@ -5,16 +5,33 @@ Written levels never weaken here: what cannot be found out defers the mail (RFC 
 
 from __future__ import annotations
 
+from typing import Final
+
 from relayd.delivery.mx import Hop
 from relayd.delivery.route import Route
+from relayd.delivery.sts import Sts
+from relayd.model import Fault, Reply
+from relayd.settings import OutboundTls
+
+_NOT_ASKED: Final = Reply.of(451, "4.7.5", "What TLS the next hop must have cannot be found out for now")
 
 
 class TlsPolicy:
-    """Asks what next hops publish of themselves."""
+    """Asks what next hops publish of themselves.
+
+    :param sts: knows the policies of MTA-STS; None: a route that is held to them has no hop.
+    """
+
+    def __init__(self, sts: Sts | None = None) -> None:
+        self._sts = sts
 
     async def secured(self, route: Route, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
         """*hops* with the level that each must have; those that may not be used are left out.
 
         :raises Fault: temporary: none is left, or nobody can tell for now.
         """
+        if route.tls is OutboundTls.STS:
+            if self._sts is None:
+                raise Fault(_NOT_ASKED, "MTA-STS is not served here")
+            return await self._sts.secured(route, hops)
         return hops

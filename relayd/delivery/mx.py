@@ -35,7 +35,8 @@ class Hop:
     host: str
     address: IPAddress
     port: int
-    tls: OutboundTls | None = field(default=None, compare=False)
+    # Compared: who publishes what a host cannot meet must not stop the mail of others to that host.
+    tls: OutboundTls | None = None
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
     why: str = field(default="", compare=False)
     came_to: Callable[[str], None] | None = field(default=None, compare=False)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from relayd.delivery import TlsPolicy
+from relayd.delivery.destination import Health
 from relayd.delivery.https import Answer, HttpsFault
 from relayd.delivery.mx import Hop
 from relayd.delivery.route import Route, RouteKind
@@ -238,6 +240,18 @@ class TestEnforce:
         assert setting.levels() == ENFORCED
         assert setting.levels() == ENFORCED
         assert len(setting.world.fetches) == 1
+
+    def test_a_host_that_fails_it_is_there_for_others(self, setting: Setting) -> None:
+        """Who names somebody else's hosts in a policy must not stop the mail of others to them."""
+        (enforced,) = setting.secured(MX1).value
+        health = Health()
+        assert health.failed(enforced, 1000.0)
+        assert health.resting(enforced, 1000.0)
+        assert not health.resting(MX1, 1000.0)
+
+    def test_where_nobody_knows_policies_nothing_is_sent(self) -> None:
+        asked = Result(Deferred.fromCoroutine(TlsPolicy().secured(ROUTE, (MX1,))))
+        assert asked.fault(Fault).reply.enhanced == "4.7.5"
 
 
 class TestTesting:

@@ -6,7 +6,7 @@ import os
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.protocol import Factory
@@ -55,16 +55,12 @@ async def _connect(
     if target.level not in SERVED:
         reply = Reply.of(451, "4.7.5", f"TLS by {target.level.value} is not served")
         raise PathFault(Stage.CONNECT, reply, peer=str(target))
-    address = target.address
-    endpoint = (TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint)(
-        reactor, str(address), target.port, timeouts.connect, _source(target.source_address, address)
-    )
     factory = Factory.forProtocol(
         lambda: Connection(reactor, target, hostname, timeouts, tls, in_thread, authenticator)
     )
     factory.noisy = False
     try:
-        connection = cast(Connection, await endpoint.connect(factory))
+        connection = cast(Connection, await _endpoint(reactor, target, timeouts.connect).connect(factory))
     except ConnectingCancelledError:
         raise
     except ConnectError as error:
@@ -73,6 +69,14 @@ async def _connect(
         raise PathFault(Stage.CONNECT, reply, f"{target}: {text}", peer=str(target)) from None
     await connection.open()
     return connection
+
+
+def _endpoint(reactor: Any, target: Target, seconds: float) -> Any:
+    address = target.address
+    if address is None:
+        return UNIXClientEndpoint(reactor, target.socket, seconds)
+    kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
+    return kind(reactor, str(address), target.port, seconds, _source(target.source_address, address))
 
 
 def _source(source: str, address: IPAddress) -> tuple[str, int] | None:

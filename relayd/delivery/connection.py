@@ -27,7 +27,7 @@ from relayd.delivery.transaction import UNCLEAN, Transaction, plan
 from relayd.model import Fault, Recipient, Reply, Sender
 from relayd.queue.store import MessageBody
 from relayd.settings import OutboundTls
-from relayd.wire import ReplyReader, UncleanMessage
+from relayd.wire import BdatWriter, DataWriter, ReplyReader, UncleanMessage
 
 #: Octets of the longest reply that is read.
 REPLY_LIMIT = 64 * 1024
@@ -164,11 +164,12 @@ class Connection(Protocol):
 
     async def _hello(self) -> None:
         name = self._hostname.encode("ascii", "replace")
-        reply = await self._ask(Stage.EHLO, b"EHLO %b\r\n" % name)
+        verb = b"LHLO" if self.target.lmtp else b"EHLO"  # RFC 2033 4.1
+        reply = await self._ask(Stage.EHLO, b"%b %b\r\n" % (verb, name))
         if reply.code == 250:
             self.offer = Offer.of(reply)
             return
-        if reply.code in (500, 502):  # RFC 5321 3.2: a server older than ESMTP
+        if reply.code in (500, 502) and not self.target.lmtp:  # RFC 5321 3.2: a server older than ESMTP
             reply = await self._ask(Stage.EHLO, b"HELO %b\r\n" % name)
             if reply.code == 250:
                 self.offer = NO_OFFER
@@ -257,8 +258,14 @@ class Connection(Protocol):
             self._report()
             return
         self._body = body
+        extensions = self.offer.extensions
         self._transaction = Transaction(
-            self, planned, reset=self._dirty, pipelining="PIPELINING" in self.offer.extensions
+            self,
+            planned,
+            reset=self._dirty,
+            pipelining="PIPELINING" in extensions,
+            chunking="CHUNKING" in extensions,
+            each=self.target.lmtp,
         )
         self.messages += 1
         self._dirty = True
@@ -268,12 +275,17 @@ class Connection(Protocol):
     def write(self, octets: bytes) -> None:
         self._transport.write(octets)
 
-    def stream(self) -> None:
+    def stream(self) -> Callable[[], int]:
         transaction, body = self._transaction, self._body
         assert transaction is not None
         assert body is not None
+        chunks = BdatWriter() if "CHUNKING" in self.offer.extensions else None
         outflow = Outflow(
-            body, cast(IConsumer, self.transport), self._in_thread, lambda: self._expect(self._timeouts.command)
+            body,
+            chunks or DataWriter(),
+            cast(IConsumer, self.transport),
+            self._in_thread,
+            lambda: self._expect(self._timeouts.command),
         )
 
         def written(_: None) -> None:
@@ -282,6 +294,7 @@ class Connection(Protocol):
 
         outflow.done.addCallbacks(written, self._cut)
         outflow.start()
+        return lambda: chunks.chunks if chunks is not None else 0
 
     def lost(self, stage: Stage, said: Reply) -> PathFault:
         fault = self.path_fault(stage, said)

@@ -1,4 +1,4 @@
-"""A large message on its way into a connection: read and dot-stuffed in a thread, a block at a time."""
+"""A large message on its way into a connection: read and framed in a thread, a block at a time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.queue.store import MessageBody
-from relayd.wire import DataWriter
 
 #: Octets read at a time: enough to make a thread's round trip (15 to 60 µs) small, little enough to hold for
 #: every connection at once.
 BLOCK = 256 * 1024
 
 T = TypeVar("T")
+
+
+class Writer(Protocol):
+    """Frames a message: :class:`relayd.wire.DataWriter` or :class:`relayd.wire.BdatWriter`."""
+
+    def write(self, octets: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
 
 
 class InThread(Protocol):
@@ -28,7 +35,7 @@ class InThread(Protocol):
 
 @implementer(IPushProducer)
 class Outflow:
-    """Writes *body*, dot-stuffed and ended by CRLF.CRLF, at the pace of *consumer*. At most one block is held.
+    """Writes *body* as *writer* frames it, at the pace of *consumer*. At most one block is held.
 
     :ivar done: fires when all was written; fails with :class:`relayd.wire.UncleanMessage` (the end of data was not
         written, and must not be) or OSError. Never fires once the consumer stopped it.
@@ -36,14 +43,19 @@ class Outflow:
     """
 
     def __init__(
-        self, body: MessageBody, consumer: IConsumer, in_thread: InThread, progress: Callable[[], None]
+        self,
+        body: MessageBody,
+        writer: Writer,
+        consumer: IConsumer,
+        in_thread: InThread,
+        progress: Callable[[], None],
     ) -> None:
         self.done: Deferred[None] = Deferred()
         self._body = body
         self._consumer = consumer
         self._in_thread = in_thread
         self._progress = progress
-        self._writer = DataWriter()
+        self._writer = writer
         self._file: BinaryIO | None = None
         self._reading = False
         self._paused = False

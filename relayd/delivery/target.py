@@ -15,17 +15,21 @@ class Target:
     :ivar host: the host's name, for people and logs; an address literal's text where there is no name.
     :ivar verify_name: the name (or address) that its certificate must carry; also what SNI asks for. "" = *host*.
     :ivar source_address: the local address to connect from; ignored when it is of the other family. "" = any.
+    :ivar lmtp: it speaks LMTP (RFC 2033).
+    :ivar socket: the path of a unix socket, in place of address and port.
     :ivar tlsa: what DANE holds the certificate to, where *tls* is DANE (RFC 7672).
     """
 
     host: str
-    address: IPAddress
+    address: IPAddress | None
     port: int = 25
     tls: OutboundTls = OutboundTls.MAY
     verify_name: str = ""
     credential: Credential | None = None
     source_address: str = ""
     tlsa: tuple[Tlsa, ...] = ()
+    lmtp: bool = False
+    socket: str = ""
 
     @property
     def name(self) -> str:
@@ -42,7 +46,7 @@ class Target:
         return self.tls
 
     def __str__(self) -> str:
-        return f"{self.host}[{self.address}]:{self.port}"
+        return self.socket or f"{self.host}[{self.address}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ knows a transport. A :class:`Link` carries what it writes and brings it replies 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from relayd.delivery.fault import PathFault, Stage, softened
 from relayd.delivery.offer import Offer
 from relayd.model import Body, Recipient, Reply, Sender
 from relayd.queue.store import MessageBody
-from relayd.wire import DataWriter, UncleanMessage, encode_mail, encode_rcpt
+from relayd.wire import BdatWriter, DataWriter, UncleanMessage, encode_mail, encode_rcpt
 
 #: Codes that speak of the path and not of the message, wherever they stand (design, promise 5).
 PATH_CODES = frozenset({421, 530, 535, 538})
@@ -32,7 +32,8 @@ class Plan:
 
     :ivar commands: MAIL, and a RCPT for each of *wanted*, the indices of those recipients that can be asked for.
     :ivar replies: per recipient, the answer where there is one before anything was sent, else None.
-    :ivar octets: a small message, ready to write, its end of data included; None = it must be streamed.
+    :ivar octets: a small message, ready to write, its end of data (or its BDAT command) included; None = it must be
+        streamed.
     """
 
     commands: tuple[bytes, ...]
@@ -57,7 +58,10 @@ def plan(
         eight_bit = not body.octets.isascii()
         writer = DataWriter()
         try:
-            octets = writer.write(body.octets) + writer.finish()
+            if "CHUNKING" in extensions:
+                octets = BdatWriter().whole(body.octets)
+            else:
+                octets = writer.write(body.octets) + writer.finish()
         except UncleanMessage:
             return _refused(UNCLEAN, recipients)
     if "8BITMIME" in extensions:
@@ -104,8 +108,11 @@ class Link(Protocol):
 
     def write(self, octets: bytes) -> None: ...
 
-    def stream(self) -> None:
-        """Send the message block by block, then call :meth:`Transaction.streamed`."""
+    def stream(self) -> Callable[[], int]:
+        """Send the message block by block, then call :meth:`Transaction.streamed`.
+
+        :returns: how many chunks were made so far (BDAT).
+        """
 
     def lost(self, stage: Stage, said: Reply) -> PathFault:
         """End the connection because of *said*; the fault that describes it."""
@@ -122,39 +129,59 @@ class Transaction:
 
     :param reset: begin with RSET.
     :param pipelining: write MAIL, all RCPT and DATA at once.
+    :param chunking: send the message by BDAT (RFC 3030): there is no DATA, and each chunk has a reply.
+    :param each: the message has a reply for each recipient (LMTP, RFC 2033 4.2).
     """
 
     __slots__ = (
         "_accepted",
         "_answered",
         "_blamed",
+        "_chunking",
+        "_chunks",
         "_commands",
+        "_each",
         "_final",
         "_hollow",
         "_link",
         "_mail",
         "_octets",
         "_over",
+        "_pending",
         "_pipelining",
         "_replies",
         "_stages",
         "_wanted",
     )
 
-    def __init__(self, link: Link, plan: Plan, *, reset: bool, pipelining: bool) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan,
+        *,
+        reset: bool,
+        pipelining: bool,
+        chunking: bool = False,
+        each: bool = False,
+    ) -> None:
         self._link = link
+        self._chunking = chunking
+        self._each = each
         self._pipelining = pipelining
         self._wanted = iter(plan.wanted)
         self._replies = list(plan.replies)
         self._octets = plan.octets
-        self._commands = [*([b"RSET\r\n"] if reset else []), *plan.commands, b"DATA\r\n"]
+        end = [] if chunking else [b"DATA\r\n"]
+        self._commands = [*([b"RSET\r\n"] if reset else []), *plan.commands, *end]
         self._stages = [
             *([Stage.RSET] if reset else []),
             Stage.MAIL,
             *([Stage.RCPT] * len(plan.wanted)),
-            Stage.DATA,
+            *([] if chunking else [Stage.DATA]),
         ]
         self._answered = 0
+        self._chunks: Callable[[], int] = lambda: 1  # made so far, the last one included
+        self._pending: list[int] = []  # recipients whose reply to the message is still to come
         self._accepted: list[int] = []
         self._mail: Reply | None = None  # the reply that refused MAIL
         self._blamed: list[tuple[int, PathFault]] = []  # recipients whose answer speaks of the path
@@ -194,6 +221,8 @@ class Transaction:
             self._mail_or_rset(stage, reply)
         elif stage is Stage.DATA:
             self._data(reply)
+        elif self._chunking and self._chunk_replied(reply):
+            pass
         elif stage is Stage.END:
             self._end(reply)
         else:
@@ -228,8 +257,36 @@ class Transaction:
         else:
             self._replies[index] = reply
 
+    def _chunk_replied(self, reply: Reply) -> bool:
+        """Whether *reply* is that to a chunk which is not the last one."""
+        chunk = self._answered - len(self._stages)  # from 1
+        if self._pending or (self._final and chunk >= self._chunks()) or chunk > self._chunks():
+            return False
+        if 300 <= reply.code < 400:
+            self.failed(self._link.lost(Stage.END, reply))
+        elif reply.code >= 400:
+            # What follows is refused as well, and the transaction is spoilt: this is the answer to the message.
+            for index in self._accepted:
+                self._answered_with(index, reply)
+            self._link.lost(Stage.END, reply)
+            self._conclude(clean=False)
+        return True
+
+    def _send(self) -> None:
+        """All recipients have their answers: the message follows, where CHUNKING needs no leave for it."""
+        if self._mail is not None or not self._accepted:
+            self._conclude(clean=False)
+        elif self._octets is None:
+            self._chunks = self._link.stream()
+        else:
+            self._final = True
+            self._link.write(self._octets)
+
     def _proceed(self) -> None:
         """After a reply to MAIL or RCPT: write the next command, unless all were written."""
+        if self._chunking and self._answered == len(self._stages):
+            self._send()
+            return
         if self._pipelining:
             return
         nobody = self._mail is not None or not (self._accepted or self._stages[self._answered] is Stage.RCPT)
@@ -243,6 +300,8 @@ class Transaction:
             if self._mail is not None and self._accepted:
                 # No sender, but recipients: a lone dot might send them an empty message.
                 self.failed(self._link.lost(Stage.DATA, reply))
+            elif not self._accepted and self._each:
+                self.failed(self._link.lost(Stage.DATA, reply))  # RFC 2033 4.2: no reply would follow
             elif not self._accepted:
                 self._hollow = self._final = True  # RFC 2920 3.1
                 self._link.write(b".\r\n")
@@ -271,23 +330,36 @@ class Transaction:
             self._settle(reply)
 
     def _settle(self, reply: Reply) -> None:
+        """*reply* for all who have no answer yet."""
         for index in self._accepted:
-            self._replies[index] = reply
+            self._replies[index] = self._replies[index] or reply
         self._conclude(clean=False)
 
     def _end(self, reply: Reply) -> None:
         if self._hollow:
             self._conclude(clean=True)
-        elif reply.code < 300 or (reply.code >= 400 and reply.code not in PATH_CODES):
-            for index in self._accepted:
-                self._replies[index] = reply
-            self._conclude(clean=reply.code < 300)
-        elif reply.code < 400:
+            return
+        if 300 <= reply.code < 400:
             self.failed(self._link.lost(Stage.END, reply))
+            return
+        if self._each:
+            self._pending = self._pending or list(self._accepted)
+            self._answered_with(self._pending.pop(0), reply)
+            if self._pending:
+                return
         else:
             for index in self._accepted:
-                self._blamed.append((index, self._link.path_fault(Stage.END, reply)))
-            self._conclude(clean=False)
+                self._answered_with(index, reply)
+        positive = all((said := self._replies[index]) is not None and said.positive for index in self._accepted)
+        self._conclude(clean=positive)
+
+    def _answered_with(self, index: int, reply: Reply) -> None:
+        """*reply* is what a recipient's message got."""
+        # A next hop that offers BDAT and does not know it, or not here, says nothing of the message.
+        if reply.code in PATH_CODES or (self._chunking and 500 <= reply.code <= 504):
+            self._blamed.append((index, self._link.path_fault(Stage.END, reply)))
+        else:
+            self._replies[index] = reply
 
     def failed(self, fault: PathFault, *, answered: bool = False) -> None:
         """The connection ended.

@@ -5,7 +5,7 @@ refuses it refuses with a :class:`relayd.model.Fault` whose reply can be sent as
 with a :class:`ValueError`: octets that would mean something else to the next parser never leave.
 """
 
-from relayd.wire.bdat import BdatReader
+from relayd.wire.bdat import BdatReader, BdatWriter
 from relayd.wire.command import parse_bdat, parse_command, parse_hello, parse_mail, parse_rcpt
 from relayd.wire.data import DataReader, DataWriter
 from relayd.wire.header import Field, Header, addresses, mailbox, section, sent_from
@@ -19,6 +19,7 @@ from relayd.wire.trace import count_received, header_block, received_header
 __all__ = [
     "BadAddress",
     "BdatReader",
+    "BdatWriter",
     "DataReader",
     "DataWriter",
     "Field",

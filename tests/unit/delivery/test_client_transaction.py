@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from itertools import pairwise
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import fail
 
-from relayd.delivery import PathFault, Stage, connect
+from relayd.delivery import PathFault, Stage, Target, connect
 from relayd.model import Body as BodyType
 from relayd.model import Fault, Path, Recipient, Reply, Sender
+from relayd.settings import OutboundTls
 from relayd.wire import DataReader
 from tests.unit.delivery.peer import (
     ALICE,
@@ -26,8 +28,10 @@ from tests.unit.delivery.peer import (
     Peer,
     Result,
     codes,
+    ehlo,
     greet,
 )
+from tests.unit.wire.octets import unframed
 
 PIPELINING = b"PIPELINING"
 MAIL = b"MAIL FROM:<alice@corp.example>\r\n"
@@ -410,6 +414,183 @@ class TestWhatTheNextHopCannotTake:
         _peer, _connection, result, first = sending(Net(), sender=Sender(Path(local, "corp.example")))
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.1.7"] * 2
+
+
+CHUNKING = b"CHUNKING"
+LMTP = Target("mda.example", ip_address("192.0.2.1"), tls=OutboundTls.NONE, lmtp=True)
+
+
+class TestChunks:
+    """BDAT (RFC 3030) where the next hop offers it."""
+
+    def test_the_message_follows_the_answers_in_one_write(self, net: Net) -> None:
+        peer, connection, result, first = sending(net, PIPELINING, CHUNKING)
+        assert first == MAIL + RCPT_BOB + RCPT_CAROL
+        assert peer.say(b"250 ok", b"250 ok", b"250 ok") == b"BDAT %d LAST\r\n" % len(HELLO) + HELLO
+        peer.say(b"250 2.0.0 queued as 1")
+        assert [str(reply) for reply in result.value] == ["250 2.0.0 queued as 1"] * 2
+        assert connection.usable
+
+    def test_one_by_one(self, net: Net) -> None:
+        peer, _connection, result, first = sending(net, CHUNKING)
+        assert first == MAIL
+        assert peer.say(b"250 ok") == RCPT_BOB
+        assert peer.say(b"550 who?") == RCPT_CAROL
+        assert peer.say(b"250 ok").startswith(b"BDAT ")
+        peer.say(b"250 ok")
+        assert codes(result.value) == [550, 250]
+
+    @pytest.mark.parametrize(
+        ("replies", "expected"),
+        [
+            ([b"250 ok", b"550 no", b"450 later"], [550, 450]),
+            ([b"550 not from you", b"503 no", b"503 no"], [550, 550]),
+            ([b"450 not from you", b"250 ok", b"250 ok"], [450, 450]),
+        ],
+    )
+    def test_nothing_is_sent_to_nobody(self, net: Net, replies, expected, extensions) -> None:
+        peer, connection, result, _ = sending(net, CHUNKING, *extensions)
+        written = b""
+        for reply in replies:
+            if result.waiting:
+                written = peer.say(reply)
+        assert b"BDAT" not in written
+        assert codes(result.value) == expected
+        Result(connection.send(ALICE, [BOB], Body(HELLO)))
+        assert peer.read().startswith(b"RSET\r\n")
+
+    def test_a_large_message_goes_in_chunks_each_with_its_reply(self, net: Net) -> None:
+        content = b"0123456789abcde\r\n" * 40_000
+        peer, connection, result, _ = sending(net, CHUNKING, PIPELINING, b"8BITMIME", body=Body(content, filed=True))
+        written = peer.say(b"250 ok", b"250 ok", b"250 ok")
+        while peer.wire.producer is not None:
+            written += peer.read()
+        written += peer.read()
+        parts, ended = unframed(written)
+        assert ended
+        assert b"".join(parts) == content
+        assert len(parts) > 2
+        for _ in parts[:-1]:
+            peer.say(b"250 2.0.0 so far")
+            assert result.waiting
+        peer.say(b"250 2.0.0 queued")
+        assert [str(reply) for reply in result.value] == ["250 2.0.0 queued"] * 2
+        assert connection.usable
+
+    @pytest.mark.parametrize("reply", [b"450 4.3.1 full", b"552 5.3.4 too large", b"334 what", b"503 5.5.1 order"])
+    def test_a_chunk_in_the_middle_is_refused(self, net: Net, reply: bytes) -> None:
+        body = Body(b"0123456789abcde\r\n" * 40_000, filed=True)
+        peer, connection, result, _ = sending(net, CHUNKING, PIPELINING, b"8BITMIME", body=body)
+        write = peer.wire.write
+
+        def written(octets):
+            write(octets)
+            if peer.wire.producer is not None:
+                peer.wire.producer.pauseProducing()
+
+        peer.wire.write = written
+        assert b"LAST" not in peer.say(b"250 ok", b"250 ok", b"250 ok")
+        peer.say(reply)
+        assert peer.ended
+        peer.drop()
+        if reply.startswith((b"4", b"552")):
+            assert codes(result.value) == [int(reply[:3])] * 2
+        else:
+            assert result.fault(PathFault).temporary
+        assert not connection.usable
+
+    @pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+    def test_who_offers_bdat_and_does_not_know_it_refuses_no_message(self, net: Net, code: int) -> None:
+        peer, _connection, result, _ = sending(net, CHUNKING, PIPELINING)
+        peer.say(b"250 ok", b"250 ok", b"250 ok")
+        peer.say(b"%d 5.5.1 what?" % code)
+        fault = result.fault(PathFault)
+        assert fault.temporary
+        assert fault.stage is Stage.END
+
+    def test_lost_after_the_last_chunk(self, net: Net) -> None:
+        peer, _connection, result, _ = sending(net, CHUNKING, PIPELINING)
+        peer.say(b"250 ok", b"250 ok", b"250 ok")
+        peer.drop()
+        assert [reply.enhanced for reply in result.value] == ["4.4.2"] * 2
+
+    def test_an_unclean_message_is_not_begun(self, net: Net) -> None:
+        _peer, connection, result, first = sending(net, CHUNKING, body=Body(b"a\nb\r\n"))
+        assert first == b""
+        assert [reply.enhanced for reply in result.value] == ["5.6.0"] * 2
+        assert connection.usable
+
+    def test_an_unclean_message_from_a_file_gets_no_last_chunk(self, net: Net) -> None:
+        body = Body(b"0123456789abcde\r\n" * 40_000 + b"a\nb\r\n", filed=True)
+        peer, _connection, result, _ = sending(net, CHUNKING, PIPELINING, b"8BITMIME", body=body)
+        written = peer.say(b"250 ok", b"250 ok", b"250 ok")
+        while peer.wire.producer is not None and not peer.ended:
+            written += peer.read()
+        assert peer.ended
+        assert b"LAST" not in written
+        assert [reply.enhanced for reply in result.value] == ["5.6.0"] * 2
+
+
+class TestLmtp:
+    """RFC 2033: each recipient has its own answer to the message."""
+
+    def sending(self, net: Net, *extensions: bytes, recipients=(BOB, CAROL)):
+        hello = Result(net.connect(LMTP))
+        peer = net.accept()
+        assert peer.say(b"220 mda.example LMTP") == b"LHLO relay.corp.example\r\n"
+        peer.say(*ehlo(*extensions))
+        connection = hello.value
+        return peer, connection, Result(connection.send(ALICE, recipients, Body(HELLO)))
+
+    @pytest.mark.parametrize("more", [(), (CHUNKING,)], ids=["DATA", "BDAT"])
+    def test_each_answer_is_its_recipients(self, net: Net, more) -> None:
+        peer, connection, result = self.sending(net, PIPELINING, *more)
+        peer.say(b"250 ok", b"250 ok", b"250 ok", *([] if more else [b"354 go"]))
+        peer.say(b"250 2.0.0 delivered")
+        assert result.waiting
+        peer.say(b"552 5.2.2 mailbox full")
+        assert [str(reply) for reply in result.value] == ["250 2.0.0 delivered", "552 5.2.2 mailbox full"]
+        assert connection.usable
+
+    def test_who_was_refused_before_gets_none(self, net: Net) -> None:
+        peer, _connection, result = self.sending(net, PIPELINING)
+        peer.say(b"250 ok", b"550 5.1.1 who?", b"250 ok", b"354 go")
+        peer.say(b"250 delivered")
+        assert codes(result.value) == [550, 250]
+
+    def test_all_answers_in_one_segment(self, net: Net) -> None:
+        peer, connection, result = self.sending(net, PIPELINING)
+        peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
+        peer.say(b"452 4.2.2 full", b"250 delivered")
+        assert codes(result.value) == [452, 250]
+        assert connection.usable
+
+    @pytest.mark.parametrize("how", ["lost", "421", "noise", "334"])
+    def test_broken_between_answers(self, net: Net, how: str) -> None:
+        peer, connection, result = self.sending(net, PIPELINING)
+        peer.say(b"250 ok", b"250 ok", b"250 ok", b"354 go")
+        peer.say(b"250 delivered")
+        if how == "lost":
+            peer.drop()
+        else:
+            peer.say({"421": b"421 4.3.2 closing", "noise": b"hello", "334": b"334 what"}[how])
+            peer.drop()
+        assert [reply.code for reply in result.value] == [250, 421 if how == "421" else 451]
+        assert not connection.usable
+
+    def test_354_with_nobody_accepted_ends_it(self, net: Net) -> None:
+        peer, _connection, result = self.sending(net, PIPELINING)
+        peer.say(b"250 ok", b"550 no", b"550 no", b"354 go")
+        assert peer.ended
+        peer.drop()
+        assert codes(result.value) == [550, 550]
+
+    def test_no_helo_to_a_server_that_does_not_know_lhlo(self, net: Net) -> None:
+        hello = Result(net.connect(LMTP))
+        peer = net.accept()
+        peer.say(b"220 mx.example ESMTP")
+        peer.say(b"500 5.5.1 what?")
+        assert hello.fault(PathFault).stage is Stage.EHLO
 
 
 CLEAN = st.lists(st.one_of(st.binary(max_size=8), st.sampled_from([b".", b"..", b"\r\n", b"\r\n.", b"\r\n.\r\n"]))).map(

@@ -93,3 +93,18 @@ def _lf_lines(octets: bytes) -> list[bytes]:
     """The lines in *octets*, each ended by CRLF where it had an LF."""
     *whole, last = octets.replace(b"\r\n", b"\n").split(b"\n")
     return [line + b"\r\n" for line in whole] + ([last] if last else [])
+
+
+def unframed(octets: bytes) -> tuple[list[bytes], bool]:
+    """The chunks of what a :class:`BdatWriter` wrote; whether the last one is the last and nothing follows."""
+    parts = []
+    last = False
+    while octets and not last:
+        command, _, octets = octets.partition(b"\r\n")
+        verb, size, *rest = command.split(b" ")
+        assert verb == b"BDAT"
+        parts.append(octets[: int(size)])
+        assert len(parts[-1]) == int(size)
+        octets = octets[int(size) :]
+        last = rest == [b"LAST"]
+    return parts, last and not octets

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.wire import BdatReader
-from tests.unit.wire.octets import VECTORS, chunks, clean, cuts, first_fault, raw, repairable
+from relayd.wire import BdatReader, BdatWriter, UncleanMessage
+from tests.unit.wire.octets import VECTORS, chunks, clean, cuts, first_fault, raw, repairable, unframed
 
 
 def read(parts: list[bytes], sizes: list[int], rest: bytes = b"", *, legacy: bool = False) -> tuple[bytes, str]:
@@ -72,3 +72,39 @@ def test_any_cut_gives_the_same(parts: list[bytes], sizes: list[int], rest: byte
 def test_clean_chunks_pass_unchanged(parts: list[bytes], sizes: list[int]) -> None:
     message = b"".join(parts)
     assert read(parts, sizes)[0].removesuffix(b"\r\n") == message.removesuffix(b"\r\n")
+
+
+@given(clean, cuts)
+def test_written_in_pieces_it_reads_the_same(message: bytes, sizes: list[int]) -> None:
+    writer = BdatWriter()
+    octets = b"".join(writer.write(piece) for piece in chunks(message, sizes)) + writer.finish()
+    parts, ended = unframed(octets)
+    assert ended
+    assert writer.chunks == len(parts)
+    assert all(parts[:-1])
+    assert b"".join(parts) == (message if not message or message.endswith(b"\r\n") else message + b"\r\n")
+    assert not any(part.endswith(b"\r") for part in parts)
+
+
+@given(clean)
+def test_written_whole_it_is_one_chunk(message: bytes) -> None:
+    parts, ended = unframed(BdatWriter().whole(message))
+    assert ended
+    assert parts == [message if not message or message.endswith(b"\r\n") else message + b"\r\n"]
+
+
+@given(raw, cuts)
+def test_nothing_unclean_is_written(message: bytes, sizes: list[int]) -> None:
+    fault = first_fault(message)
+    writer = BdatWriter()
+    try:
+        for piece in chunks(message, sizes):
+            writer.write(piece)
+        writer.finish()
+    except UncleanMessage:
+        assert fault
+    else:
+        assert not fault
+    if fault:
+        with pytest.raises(UncleanMessage):
+            BdatWriter().whole(message)

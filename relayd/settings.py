@@ -43,15 +43,17 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """A next hop as it is written in ``route`` and ``smart_host``.
+    """A next hop as it is written in ``route``, ``smart_host`` and ``deliver``.
 
-    :ivar host: a host name, or an address literal without brackets. Never looked up as MX.
+    :ivar host: a host name, or an address literal without brackets. Never looked up as MX. Empty: a unix socket.
     :ivar port: None = ``[delivery] port``.
+    :ivar socket: the path of a unix socket (LMTP alone).
     """
 
     text: str
     host: str
     port: int | None = None
+    socket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class Domain:
     """One ``[[domain]]``. *name* is lower case and in A-label form; with *wildcard* it is what stands behind ``*.``.
 
     :ivar name: for the catch-all ``*`` it is empty and *wildcard* is set.
+    :ivar deliver: the LMTP server of a local domain; None = the drop folder.
     :ivar tls: None = ``[delivery] tls``.
     """
 
@@ -240,7 +243,7 @@ class Domain:
     wildcard: bool = False
     kind: DomainKind = DomainKind.LOCAL
     aliases: tuple[str, ...] = ()
-    deliver: str = "drop"
+    deliver: NextHop | None = None
     relay: bool = False
     route: tuple[NextHop, ...] = ()
     tls: OutboundTls | None = None

@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 
 from relayd.config import integrated
 from relayd.config.faults import shown
-from relayd.config.readers import next_hop, suggestion
+from relayd.config.readers import LONGEST_SOCKET, next_hop, suggestion
 from relayd.config.reading import Reading
 from relayd.settings import Credential, Domain, DomainKind, Listener, OutboundTls, Settings, TlsMode
 
 _UNVERIFIED: Final = (OutboundTls.NONE, OutboundTls.MAY, OutboundTls.REQUIRE)
-_SOCKET_NAME: Final = 107  # octets of a unix socket's name (unix(7), sun_path without its NUL)
 _GLOBAL_CATALOG: Final = (3268, 3269)
 _KEYS_OF_KIND: Final = {
     "password": ("user", "password_file"),
@@ -38,9 +37,9 @@ def _server(reading: Reading, settings: Settings) -> None:
     if user and not _is_account(user):
         reading.fault("server.user", f"there is no user {shown(user)} on this machine; make one, or name another")
     sock = settings.console.socket
-    if len(os.fsencode(sock)) > _SOCKET_NAME:
+    if len(os.fsencode(sock)) > LONGEST_SOCKET:
         key = "console.socket" if "console.socket" in reading.written else "server.state"
-        reading.fault(key, f"{sock} is too long a name for a socket; {_SOCKET_NAME} octets are the most")
+        reading.fault(key, f"{sock} is too long a name for a socket; {LONGEST_SOCKET} octets are the most")
     file = settings.log.file
     if file is not None and not os.path.isdir(file.parent):
         reading.fault("log.file", f"there is no folder {file.parent}; make it first")

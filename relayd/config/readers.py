@@ -25,6 +25,9 @@ from relayd.wire import parse_address
 
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
+
+#: Octets of a unix socket's path that every Unix takes (unix(7): 108 with the final NUL).
+LONGEST_SOCKET = 107
 Reader = Callable[[object], T]
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -387,21 +390,26 @@ def directory_server(value: object) -> str:
     return written
 
 
-def deliver(value: object) -> str:
-    """How mail for a local domain is delivered: ``drop``, ``lmtp://host:port``, ``lmtp+unix:///path``."""
+def deliver(value: object) -> NextHop | None:
+    """How mail for a local domain is delivered: ``drop`` (None), ``lmtp://host:port``, ``lmtp+unix:///path``."""
     written = filled(value)
     scheme, _, rest = written.partition("://")
-    good = written == "drop"
-    if scheme == "lmtp":
-        try:
-            good = next_hop(rest).port is not None
-        except Wrong:
-            good = False
-    elif scheme == "lmtp+unix":
-        good = rest.startswith("/") and rest != "/"
-    if not good:
-        raise _form(value, 'write "drop", "lmtp://host:port" or "lmtp+unix:///path"')
-    return written
+    wrong = _form(value, 'write "drop", "lmtp://host:port" or "lmtp+unix:///path"')
+    if written == "drop":
+        return None
+    if scheme == "lmtp+unix" and rest.startswith("/") and rest != "/":
+        if len(rest.encode()) > LONGEST_SOCKET:
+            raise Wrong(f"write a path of {LONGEST_SOCKET} octets at most, as a unix socket has")
+        return NextHop(written, "", None, rest)
+    if scheme != "lmtp":
+        raise wrong
+    try:
+        hop = next_hop(rest)
+    except Wrong:
+        raise wrong from None
+    if hop.port is None:
+        raise wrong
+    return NextHop(written, hop.host, hop.port)
 
 
 def literal_port(value: object) -> str:

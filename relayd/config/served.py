@@ -53,7 +53,6 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "dns.trust_ad": NotBuilt("DNSSEC by the AD bit"),
     "listener.proxy_protocol": NotBuilt("the PROXY protocol"),
     "relay.send_as_header": NotBuilt("send-as for the From header"),
-    "domain.deliver": NotBuilt("delivery by LMTP"),
     "domain.tls": _DANE,
     "delivery.tls": _DANE,
     "delivery.smart_host_tls": _DANE,

@@ -25,6 +25,7 @@ EXCHANGERS, HOPS = 10, 16
 class Hop:
     """One address to try. *host* is the name it came from, or its text.
 
+    :ivar socket: the path of a unix socket, in place of address and port.
     :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
     :ivar tlsa: where *tls* is DANE, what the certificate is held to.
     :ivar why: what made that level, for people.
@@ -33,8 +34,9 @@ class Hop:
     """
 
     host: str
-    address: IPAddress
+    address: IPAddress | None
     port: int
+    socket: str = field(default="", kw_only=True)
     # Compared: who publishes what a host cannot meet must not stop the mail of others to that host.
     tls: OutboundTls | None = None
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
@@ -43,7 +45,7 @@ class Hop:
     via: Route | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.host}[{self.address}]:{self.port}"
+        return self.socket or f"{self.host}[{self.address}]:{self.port}"
 
 
 class Lookups(Protocol):
@@ -101,6 +103,8 @@ async def hops(
     """
     if route.kind is RouteKind.MX:
         return await _exchangers(route.domain, resolver, ourselves, port, shuffle)
+    if route.hops[0].socket:
+        return (Hop(route.hops[0].text, None, 0, socket=route.hops[0].socket),)
     found: list[Hop] = []
     reply = Reply.of(451, "4.4.6", "Mail loops back to this host")
     detail = f"{route.key}: each next hop is this relay itself"

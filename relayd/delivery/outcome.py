@@ -26,7 +26,7 @@ class Result:
 
     :ivar reply: the answer: 2xx, 4xx or 5xx.
     :ivar confirms: whether a positive answer's host sends a success notification itself (it offers DSN); None = it
-        is no host but the drop folder.
+        has delivered: the drop folder, or a mail store.
     :ivar counts: False = not really tried: the recipient goes back as it was.
     :ivar not_before: for what does not count: when to try again, seconds since the epoch.
     :ivar ours: that it was not tried is this relay's own doing: no reason to give it up, however old it is, nor to

@@ -1,4 +1,4 @@
-"""Where mail for a recipient goes: the drop folder, hops that the administrator wrote, or the domain's MX.
+"""Where mail for a recipient goes: the drop folder, a mail store, next hops that are written, or the domain's MX.
 
 Pure: the domain tables and ``[delivery]`` decide, without a look at the network.
 """
@@ -24,6 +24,7 @@ REMEMBERED = 10_000
 
 class RouteKind(enum.Enum):
     DROP = "drop"  # a local domain: a file in the drop folder
+    LMTP = "lmtp"  # a local domain: a mail store that speaks LMTP
     HOPS = "hops"  # next hops that are written in the configuration
     MX = "mx"  # whatever DNS says of the domain
 
@@ -56,6 +57,11 @@ class Route:
     rate: Rate | None = None
     paced_by: str = ""
     fallback: Route | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether mail ends here: it does not leave the site."""
+        return self.kind in (RouteKind.DROP, RouteKind.LMTP)
 
 
 class Router:
@@ -92,7 +98,7 @@ class Router:
     def outbound(self, sender: Sender, route: Route) -> Sender:
         """*sender* as the next hop shall see it: as the route says, else ``masquerade_domain`` for local ones."""
         masquerade = self._settings.delivery.masquerade_domain
-        if route.kind is RouteKind.DROP or sender.path.null:
+        if route.local or sender.path.null:
             return sender
         if route.rewrite:
             local, _, domain = route.rewrite.rpartition("@")
@@ -107,7 +113,7 @@ class Router:
         delivery = self._settings.delivery
         table = self._domains.find(domain)
         if table is not None and table.kind is DomainKind.LOCAL:
-            return _drop(table.name, table.origin)
+            return self._local(table)
         tls = table.tls if table is not None else None
         if table is not None and table.route:
             route = Route(
@@ -123,6 +129,16 @@ class Router:
         else:
             route = self._direct(domain, table, tls or delivery.tls)
         return self._as_written(route, table)
+
+    def _local(self, table: Domain) -> Route:
+        server = table.deliver
+        if server is None:
+            return _drop(table.name, table.origin)
+        # Its certificate is nobody's to check: the server is this site's own, and has no credential of ours.
+        tls = OutboundTls.NONE if server.socket else OutboundTls.MAY
+        connections = self._settings.delivery.connections_per_hop
+        route = Route(RouteKind.LMTP, server.text, hops=(server,), tls=tls, connections=connections)
+        return replace(route, reason=f"{table.origin}.deliver")
 
     def _smart_host(self, tls: OutboundTls | None) -> Route:
         delivery = self._settings.delivery

@@ -100,10 +100,20 @@ class Sending:
     def _target(self, route: Route, hop: Hop) -> Target:
         route = hop.via or route
         level = hop.tls or route.tls
-        return Target(hop.host, hop.address, hop.port, level, "", route.credential, self._source, hop.tlsa)
+        return Target(
+            hop.host,
+            hop.address,
+            hop.port,
+            level,
+            credential=route.credential,
+            source_address=self._source,
+            tlsa=hop.tlsa,
+            lmtp=route.kind is RouteKind.LMTP,
+            socket=hop.socket,
+        )
 
-    async def _outgoing(self, held: Held) -> MessageBody:
-        if self._signer is None:
+    async def _outgoing(self, route: Route, held: Held) -> MessageBody:
+        if self._signer is None or route.local:
             return held.claim.body
         if held.signed is None:
             held.signed = await self._signer.signed(held.claim)
@@ -127,7 +137,7 @@ class Sending:
         route, now = destination.route, self._clock()
         sender = self._router.outbound(job.claim.sender, route)
         try:
-            body = await self._outgoing(job.held)
+            body = await self._outgoing(route, job.held)
         except Fault as fault_of_ours:
             return self._prevented(job, fault_of_ours)
         tried = False
@@ -148,7 +158,7 @@ class Sending:
                 self._hop_worked(destination, hop, sent)
                 if hop.came_to is not None:
                     hop.came_to(sent.tls)
-                return self._answered(job, sent)
+                return self._answered(route, job, sent)
         if not tried:
             return self.suspended(destination, job)
         assert fault is not None
@@ -173,8 +183,9 @@ class Sending:
             for queued in job.recipients
         ]
 
-    def _answered(self, job: Job, sent: Sent) -> list[Result]:
-        confirms = "DSN" in sent.extensions
+    def _answered(self, route: Route, job: Job, sent: Sent) -> list[Result]:
+        # A mail store without DSN has delivered, and will not say so.
+        confirms = "DSN" in sent.extensions or (None if route.kind is RouteKind.LMTP else False)
         return [
             Result(queued, reply, sent.peer, sent.tls, confirms=confirms)
             for queued, reply in zip(job.recipients, sent.replies, strict=True)

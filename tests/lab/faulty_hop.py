@@ -129,10 +129,15 @@ class _Session:
     async def end(self) -> None:
         recipients, self.recipients, self.mail = self.recipients, [], False
         refused, self.refused = self.refused, False
-        if refused:  # said in the middle, and nothing behind it
+        if refused:  # said in the middle, and nothing behind it but what LMTP owes the others
+            for _ in recipients[1:] if self.hop.lmtp else ():
+                self.writer.write(_SAID[self.hop.fault])
             return
-        if not (self.due("end") and self.hop.fault in ("450", "550", "421")):
-            self.hop.taken.append(tuple(recipients))
+        taken = list(recipients)
+        if self.due("end") and self.hop.fault in ("450", "550", "421"):
+            taken = taken[1:] if self.hop.lmtp and self.hop.fault != "421" else []
+        if taken:
+            self.hop.taken.append(tuple(taken))
         for _ in recipients if self.hop.lmtp else recipients[:1]:
             await self.reply("end", b"250 2.0.0 taken")
 

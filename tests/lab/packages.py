@@ -41,6 +41,7 @@ CACHE = ROOT / "var" / "lab"
 DEBIAN = (
     "ca-certificates",
     "curl",
+    "dovecot-lmtpd",
     "libauthen-sasl-perl",  # swaks: AUTH mechanisms
     "libdigest-hmac-perl",  # swaks: CRAM-MD5
     "libnet-ssleay-perl",  # swaks: TLS

@@ -21,7 +21,7 @@ def test_starts_without_root_or_directory() -> None:
     assert settings.server.state == SAMPLE.parents[1] / "var"
     assert settings.accounts.file is not None
     assert settings.accounts.file.is_relative_to(settings.server.state)
-    assert [(d.name, d.kind, d.deliver) for d in settings.domains] == [("relayd.example", DomainKind.LOCAL, "drop")]
+    assert [(d.name, d.kind, d.deliver) for d in settings.domains] == [("relayd.example", DomainKind.LOCAL, None)]
     assert listener.relay.list == ()
 
 

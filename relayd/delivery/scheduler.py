@@ -1,4 +1,4 @@
-"""Who is delivered to next: takes claims, sorts them by destination, sends, and records what came of it.
+"""Who is delivered to next: takes claims, sorts them by destination, and sends.
 
 Each destination has a queue of its own and a number of transactions at once that grows with success; destinations
 take turns. So a slow or dead one holds up nobody else. A worker is a coroutine that sends one job after the other
@@ -8,7 +8,7 @@ to one destination; there is no timer and no look-up per message.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -24,19 +24,20 @@ from relayd.delivery.intake import LEAST_ROOM, Intake
 from relayd.delivery.mx import Lookups
 from relayd.delivery.next_hops import NextHops
 from relayd.delivery.notify import Notifier
-from relayd.delivery.outcome import Judgement, Result, judge
+from relayd.delivery.outcome import Result
 from relayd.delivery.pace import Pace
 from relayd.delivery.pool import ConnectionPool
 from relayd.delivery.route import Route, Router
 from relayd.delivery.sasl import Authenticator
 from relayd.delivery.sending import Requeue, Sending, Sends, Signs
+from relayd.delivery.settling import AFTER_FAULT, Settling
 from relayd.delivery.target import Timeouts
 from relayd.delivery.tls import ClientTls
 from relayd.delivery.tls_policy import TlsPolicy
-from relayd.events import DsnQueued, Events, InternalFault
-from relayd.model import Fault, Recipient, Reply
+from relayd.events import Events
+from relayd.model import Recipient, Reply
 from relayd.policy import DomainTable
-from relayd.queue.store import Attempt, Claim, MessageState, QueuedRecipient, Settlement, Store
+from relayd.queue.store import Claim, MessageState, QueuedRecipient, Settlement, Store
 from relayd.settings import Settings
 from relayd.threads import BoundedPool
 
@@ -48,10 +49,6 @@ SHARE = 250
 RECIPIENTS = 100
 #: Seconds between looks at leases and stalled destinations; age at which a lease is renewed.
 TICK, RENEW = 5.0, 20.0
-#: Seconds until a store that could not record is told again, doubled each time up to the second.
-AGAIN, LONGEST_AGAIN = 1.0, 60.0
-#: Seconds until a message is tried again whose delivery failed by a fault of relayd's own.
-AFTER_FAULT = 300.0
 #: Seconds that a stop waits for what is under way, and then for the queue to record it.
 GRACE = 5.0
 
@@ -108,7 +105,16 @@ class Scheduler(Service):
             )
         self._drop = drop or DropFolder(settings.server.state / "drop", reactor)
         self._badmail = badmail or BadmailFolder(settings.server.state / "badmail", reactor)
-        self._notifier = Notifier(settings, self._badmail, self._files.run, events)
+        self._settling = Settling(
+            store,
+            Notifier(settings, self._badmail, self._files.run, events),
+            events,
+            reactor,
+            delivery,
+            settled=self._settled,
+            gives_up=lambda: not self.running,
+            left=self._release,
+        )
         # A rest longer than the administrator's own waits would thwart them.
         self._health = Health(min(LONGEST_REST, max(min(delivery.retry), 1.0)))
         self._sending = Sending(
@@ -139,7 +145,7 @@ class Scheduler(Service):
             room=lambda: self.room,
             take=self._take_due,
             short=self._trim,
-            fault=self._store_fault,
+            fault=self._settling.store_fault,
             ended=self._wait_over,
         )
 
@@ -171,8 +177,8 @@ class Scheduler(Service):
             jobs = self._jobs(held)
         except Exception:
             held.open = 1
-            self._fault(claim, Failure())
-            self._settle(held, self._untried(claim.recipients, _INTERNAL, AFTER_FAULT))
+            self._settling.fault(claim, Failure())
+            self._settling.settle(held, self._untried(claim.recipients, _INTERNAL, AFTER_FAULT))
             return
         held.open = len(jobs)
         if not jobs:
@@ -345,7 +351,7 @@ class Scheduler(Service):
     def _worked(self, result: object, worker: Deferred[None]) -> None:
         self._workers.discard(worker)
         if isinstance(result, Failure):
-            self._fault(None, result)
+            self._settling.fault(None, result)
         if not self._workers:
             self._wait_over()
 
@@ -362,10 +368,10 @@ class Scheduler(Service):
                     self._give_back(job, _STOPPING, 0.0)
                     break
                 except Exception:
-                    self._fault(job.claim, Failure())
+                    self._settling.fault(job.claim, Failure())
                     results = [Result(queued, _INTERNAL) for queued in job.recipients]
                 destination.served += 1
-                self._settle(job.held, results)
+                self._settling.settle(job.held, results)
                 if destination.queue and destination.free:  # success has made room for one more worker
                     self._list(destination)
                     self._pump()
@@ -395,81 +401,18 @@ class Scheduler(Service):
 
     def _give_back(self, job: Job, reply: Reply, wait: float) -> None:
         """*job* leaves this process untried, for *wait* seconds at least."""
-        self._settle(job.held, self._untried(job.recipients, reply, wait))
+        self._settling.settle(job.held, self._untried(job.recipients, reply, wait))
 
-    def _settle(self, held: Held, results: Sequence[Result]) -> None:
-        """Records *results*, and tells whom it concerns. Whatever goes wrong here, the claim does not stay stuck."""
-        claim = held.claim
-        try:
-            judgement = judge(claim, results, self._delivery, self._clock())
-            for event in judgement.events:
-                self._events.emit(event)
-        except Exception:
-            self._unjudged(Failure(), held, results)
-            return
-        if judgement.plain:
-            self._record(held, Settlement(claim, tuple(judgement.attempts)), judgement)
-            return
-        telling = Deferred.fromCoroutine(self._notifier.tell(claim, judgement, self._clock()))
-        telling.addCallbacks(
-            lambda settlement: self._record(held, settlement, judgement),
-            self._unjudged,
-            errbackArgs=(held, results),
-        )
-
-    def _unjudged(self, failure: Failure, held: Held, results: Sequence[Result]) -> None:
-        self._fault(held.claim, failure)
-        at = self._clock() + AFTER_FAULT
-        attempts = tuple(
-            Attempt(r.queued.id, MessageState.DELIVERED, r.reply, r.host, r.tls)
-            if r.reply.positive
-            else Attempt(r.queued.id, MessageState.QUEUED, r.reply, r.host, r.tls, next_at=at)
-            for r in results
-        )
-        self._record(held, Settlement(held.claim, attempts), Judgement())
-
-    def _record(self, held: Held, settlement: Settlement, judgement: Judgement, again: float = AGAIN) -> None:
-        try:
-            recorded = self._store.settle(settlement)
-        except Exception:
-            self._unrecorded(Failure(), held, settlement, judgement, again)
-            return
-        recorded.addCallbacks(
-            self._recorded,
-            self._unrecorded,
-            callbackArgs=(held, settlement, judgement),
-            errbackArgs=(held, settlement, judgement, again),
-        )
-
-    def _recorded(self, notices: tuple[Claim, ...], held: Held, settlement: Settlement, judgement: Judgement) -> None:
+    def _settled(self, held: Held, settlement: Settlement, notices: tuple[Claim, ...]) -> None:
+        """*settlement* is recorded; *notices* are to be delivered."""
         held.waiting.difference_update(attempt.recipient_id for attempt in settlement.attempts)
         self._release(held)
         next_at = min((a.next_at for a in settlement.attempts if a.state is MessageState.QUEUED), default=None)
         if next_at is not None:
             self._intake.wake_at(next_at)
-        if settlement.notices:
-            for kind, notice, queued in zip(judgement.reports, settlement.notices, notices, strict=False):
-                self._events.emit(
-                    DsnQueued(
-                        queue_id=queued.message_id,
-                        about=settlement.claim.message_id,
-                        kind=kind.value,
-                        recipient=str(notice.envelope.recipients[0].path),
-                    )
-                )
-            for queued in notices:
-                self.take(queued)
+        for claim in notices:
+            self.take(claim)
         self._intake.room_made()
-
-    def _unrecorded(
-        self, failure: Failure, held: Held, settlement: Settlement, judgement: Judgement, again: float
-    ) -> None:
-        """The store could not take it. It is told until it can: what was sent must not be sent twice."""
-        self._store_fault("settle", failure)
-        if not self.running:
-            self._release(held)  # the lease ends by itself
-            return
-        self._reactor.callLater(again, self._record, held, settlement, judgement, min(again * 2, LONGEST_AGAIN))
 
     def _release(self, held: Held) -> None:
         held.open -= 1
@@ -493,7 +436,7 @@ class Scheduler(Service):
             for held in old:
                 held.leased_at = now
             self._store.renew([held.claim for held in old]).addErrback(
-                lambda failure: self._store_fault("renew", failure)
+                lambda failure: self._settling.store_fault("renew", failure)
             )
         self._trim()
         self._health.forget(now)
@@ -527,17 +470,3 @@ class Scheduler(Service):
             return share
         octets = sum(job.held.octets for job in destination.queue)
         return min(share, len(destination.queue) * MEMORY // 2 // crowd // max(octets, 1))
-
-    def _fault(self, claim: Claim | None, failure: Failure) -> None:
-        self._events.emit(
-            InternalFault(
-                where="delivery",
-                detail=failure.getTraceback(),
-                queue_id=claim.message_id if claim is not None else "",
-            )
-        )
-
-    def _store_fault(self, what: str, failure: Failure) -> None:
-        error = failure.value
-        detail = (error.detail or str(error)) if isinstance(error, Fault) else failure.getTraceback()
-        self._events.emit(InternalFault(where=f"queue: {what}", detail=detail))

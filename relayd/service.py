@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import pwd
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path as File
 from typing import Any, NoReturn
 
@@ -31,7 +29,7 @@ from twisted.python.util import switchUID
 
 from relayd import __version__
 from relayd.auth import Sources, account_of
-from relayd.config import ConfigFault, ConfigFaults, Loaded, default_file, load
+from relayd.config import ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
 from relayd.delivery import (
     Authenticator,
@@ -46,16 +44,16 @@ from relayd.delivery import (
     TlsPolicy,
     Tokens,
 )
-from relayd.delivery.durable import make_folder, sync_folder
 from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault
 from relayd.policy import Policy, open_relay
+from relayd.privilege import as_root, hidden, insist_on_reading, may_read, prepare, secrets, unreadable_libraries
 from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
-from relayd.settings import Listener, OutboundTls, Settings
+from relayd.settings import Listener, OutboundTls
 from relayd.smtpd import (
     MECHANISMS,
     External,
@@ -91,9 +89,9 @@ class Options(usage.Options):
             _end(1, str(wrong))
         settings = self.loaded.settings
         faults = [] if self["allow-open-relay"] else [str(found) for found in open_relay(settings)]
-        faults += map(str, _as_root(settings))
+        faults += map(str, as_root(settings))
         if self["check"] and not faults:
-            faults += map(str, _hidden(settings))
+            faults += map(str, hidden(settings))
         if faults:
             _end(1, *faults)
         if self["check"]:
@@ -103,70 +101,6 @@ class Options(usage.Options):
 def _end(code: int, *lines: str) -> NoReturn:
     print(*lines, sep="\n", file=sys.stderr if code else sys.stdout, flush=True)
     raise SystemExit(code)
-
-
-def _secrets(settings: Settings) -> Iterator[tuple[str, File]]:
-    """The files that ``server.user`` reads, by their keys; those that are read before root is given up are not."""
-    for key, file in (
-        ("directory.bind_password_file", settings.directory.bind_password_file),
-        ("kerberos.keytab", settings.kerberos.keytab),
-        ("ntlm.secret_file", settings.ntlm.secret_file),
-        ("tls.client_crl", settings.tls.client_crl),
-    ):
-        if file is not None:
-            yield key, file
-    if settings.accounts.file is not None and settings.accounts.file.exists():
-        yield "accounts.file", settings.accounts.file
-
-
-def _hidden(settings: Settings) -> list[ConfigFault]:
-    """Secrets that ``server.user`` could not read, when root asks; a start finds out once it is that user."""
-    if os.geteuid() != 0 or not settings.server.user:
-        return []
-    user = pwd.getpwnam(settings.server.user)
-    return [
-        ConfigFault(settings.file, settings.lines.get(key, 1), key, f"{file} cannot be read by {user.pw_name}")
-        for key, file in _secrets(settings)
-        if not _may_read(user, file)
-    ]
-
-
-def _may_read(user: pwd.struct_passwd | None, file: File) -> bool:
-    """Whether *user* may, when root asks; None: root itself."""
-    if user is None:
-        return True
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    command = ["test", "-r", os.fspath(file)]
-    return not subprocess.run(command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False).returncode
-
-
-def _as_root(settings: Settings) -> list[ConfigFault]:
-    """root may listen beyond loopback only when it hands over to ``server.user``."""
-    line = settings.lines.get("server.user", settings.lines.get("server", 1))
-    fault = partial(ConfigFault, settings.file, line, "server.user")
-    if os.geteuid() != 0:
-        return []
-    if settings.server.user:
-        try:
-            pwd.getpwnam(settings.server.user)
-        except KeyError:
-            return [fault(f"{settings.server.user}: there is no such user on this machine")]
-        return []
-    exposed = [entry for entry in settings.listeners if not _loopback(entry.address)]
-    return [
-        fault(
-            f"started as root, listener {entry.name} ({entry.address}) would speak to the network as root; "
-            "name a user to run as, or listen on loopback"
-        )
-        for entry in exposed
-    ]
-
-
-def _loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def makeService(options: Options) -> RelayService:
@@ -290,9 +224,9 @@ class RelayService(MultiService):
         for fault in self._warnings:
             self.events.emit(Notice(text=fault.text, key=fault.key, line=fault.line))
         user = pwd.getpwnam(settings.server.user) if settings.server.user and os.geteuid() == 0 else None
-        _prepare(settings, user)
+        prepare(settings, user)
         sources = self.sources
-        sources.open(partial(_may_read, user))
+        sources.open(partial(may_read, user))
         if not sources.passwords and any(entry.authentication.basic for entry in settings.listeners):
             text = "is off: there is no accounts file and no directory"
             self.events.emit(Notice(text=text, key="authentication.basic"))
@@ -313,9 +247,9 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
-        for _, file in _secrets(settings):
-            _insist_on_reading(file)
-        for file in _unreadable_libraries():
+        for _, file in secrets(settings):
+            insist_on_reading(file)
+        for file in unreadable_libraries():
             text = f"{file} is closed to {settings.server.user}: what is loaded later fails; install it elsewhere"
             self.events.emit(Notice(text=text, key="server.user", line=settings.lines.get("server.user")))
 
@@ -483,29 +417,3 @@ class RelayService(MultiService):
 
 def _exit_badly() -> None:
     os._exit(1)
-
-
-def _insist_on_reading(secret: File) -> None:
-    """A secret that the service's user cannot read would be missed at the first use only.
-
-    :raises ValueError: it cannot be read.
-    """
-    if not os.access(secret, os.R_OK):
-        raise ValueError(f"{secret} cannot be read by the user that relayd runs as; give it to that user")
-
-
-def _unreadable_libraries() -> list[File]:
-    """Python and relayd, where they are installed for root alone. Parts of them are loaded when they are needed first,
-    which is with the first client: codecs, gssapi, impacket."""
-    files = [File(str(module.__file__)) for module in (os, sys.modules[__name__])]
-    return [file for file in files if not os.access(file, os.R_OK)]
-
-
-def _prepare(settings: Settings, user: pwd.struct_passwd | None) -> None:
-    """Makes the state directory and its parts, closed to others, for *user*."""
-    state = settings.server.state
-    for directory in (state, *(state / name for name in ("queue", "drop", "badmail", "tls", "sts"))):
-        make_folder(directory, 0o700)
-        if user is not None:
-            os.chown(directory, user.pw_uid, user.pw_gid)
-    sync_folder(state)  # a start that was cut short may have made them and come no further

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.configurations import HEAD, listener, relaying
+from tests.e2e.configurations import HEAD, listener, password_file, relaying
 from tests.e2e.conftest import StartRelay
 from tests.lab import clients
 from tests.lab.net import wait_for
@@ -164,6 +164,24 @@ def test_accounts_that_root_adds_are_read_by_the_user_that_relayd_becomes(open_d
     code, said = _checked(relay)
     assert code == 1
     assert re.search(r"relayd\.toml:[0-9]+: accounts\.file: .*accounts\.json cannot be read by nobody\n", said)
+
+
+def test_a_password_that_the_user_cannot_read_stops_the_start(open_directory: Path) -> None:
+    """It would be missed with the first message, hours later."""
+    if os.geteuid() != 0:
+        pytest.skip("root does not exist here")
+    secret = password_file(open_directory, "p4ss")
+    config = (
+        HEAD.replace("[server]", '[server]\nuser = "nobody"')
+        + listener()
+        + LOCAL
+        + f'[[credential]]\nname = "provider"\nuser = "relay"\npassword_file = "{secret}"\n'
+    )
+    relay = Relay(open_directory, config)
+    assert f"{secret} cannot be read by the user that relayd runs as" in refused(relay)
+    code, said = _checked(relay)
+    assert code == 1
+    assert re.search(r"relayd\.toml:[0-9]+: credential\[0\]\.password_file: .* cannot be read by nobody\n", said)
 
 
 def _checked(relay: Relay) -> tuple[int, str]:

@@ -195,7 +195,7 @@ class Unreadable(Octets):
 def test_a_bounce_goes_even_when_the_message_cannot_be_read_any_more() -> None:
     """Else it would be tried, and fail, and be kept for its bounce for ever."""
     rig = Rig(settings(**SMART))
-    rig.scheduler._notifier._in_thread = lambda call: maybeDeferred(call)  # type: ignore[assignment]
+    rig.scheduler._settling._notifier._in_thread = lambda call: maybeDeferred(call)  # type: ignore[assignment]
     rig.scheduler.take(claim("a@x.example", body=Unreadable(b"x", filed=True)))
     rig.pool.under_way[0].answer(Reply.of(550, "5.1.1", "nobody"))
     assert rig.store.states()[1] == "bounced"

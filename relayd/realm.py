@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from email.utils import formatdate
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from relayd.model import Client, Envelope, Fault, Path, Principal, Recipient, Re
 from relayd.policy import Policy, Rewritten, is_postmaster, plain_local
 from relayd.queue import Claim, Draft, Store
 from relayd.settings import Domain, DomainKind, Settings
-from relayd.wire import Header, count_received, parse_address, received_header, sent_from
+from relayd.wire import Header, count_received, missing_fields, parse_address, received_header, sent_from
 
 #: A header longer than this is passed on, but no longer looked into.
 HEADER_LOOKED_INTO = 256 * 1024
@@ -293,7 +292,10 @@ class RelayMessage:
         settings = self._avatar.realm.settings
         if count_received(header) >= settings.delivery.max_hops:
             self._fault = Fault(_TOO_MANY_HOPS, f"{settings.delivery.max_hops} or more Received headers")
-        completed = self._missing(header) if settings.delivery.complete_headers else b""
+        completed = b""
+        if settings.delivery.complete_headers:
+            hostname = settings.server.hostname
+            completed = missing_fields(header, hostname, self._draft.message_id, self._received_at)
         if self._new_from:
             held = sent_from(Header.parse(header), self._new_from) + held[len(header) :]
         return self._draft.write(self._received() + completed + held)
@@ -321,16 +323,6 @@ class RelayMessage:
             return "SMTP"
         kind = "UTF8SMTP" if self._sender.smtputf8 else "ESMTP"
         return kind + ("S" if session.client.tls else "") + ("A" if self._avatar.principal else "")
-
-    def _missing(self, header: bytes) -> bytes:
-        lowered = b"\r\n" + header.lower()
-        added = b""
-        if b"\r\ndate:" not in lowered:
-            added += f"Date: {formatdate(self._received_at, localtime=True)}\r\n".encode()
-        if b"\r\nmessage-id:" not in lowered:
-            hostname = self._avatar.realm.settings.server.hostname
-            added += f"Message-ID: <{self._draft.message_id}@{hostname}>\r\n".encode()
-        return added
 
     def _envelope(self) -> Envelope:
         session, client = self._avatar.session, self._avatar.session.client

@@ -33,6 +33,7 @@ from relayd.config import ConfigFaults, Loaded, default_file, load
 from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, standing_document
 from relayd.delivery import (
     Authenticator,
+    BadmailFolder,
     Https,
     Key,
     KeytabInitiators,
@@ -48,6 +49,7 @@ from relayd.directory import Directory, Operations
 from relayd.events import Events, InternalFault, Notice, Ready, Stopping
 from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault
+from relayd.pickup import PickupFolder
 from relayd.policy import Policy, open_relay
 from relayd.privilege import as_root, hidden, insist_on_reading, may_read, prepare, secrets, unreadable_libraries
 from relayd.queue import SqliteStore
@@ -188,6 +190,7 @@ class RelayService(MultiService):
             tls_policy=TlsPolicy(self._sts),
             signer=self._signer(),
         )
+        self.pickup = self._pickup()
         self._files = BoundedPool("files", reactor, threads=2, waiting=50)
         self.directory = (
             Directory(settings.directory, self.resolver, reactor, self.events, keytab=settings.kerberos.keytab)
@@ -247,6 +250,8 @@ class RelayService(MultiService):
             entry.bind()
         if user is not None:
             switchUID(user.pw_uid, user.pw_gid)
+        if self.pickup is not None:
+            self.pickup.prepare()
         for _, file in secrets(settings):
             insist_on_reading(file)
         for file in unreadable_libraries():
@@ -262,6 +267,8 @@ class RelayService(MultiService):
         if self._sts is not None:
             await self._sts.open()
         self.scheduler.startService()
+        if self.pickup is not None:
+            self.pickup.startService()
         await self._listen_for_control()
         for entry in self.listening:
             entry.start()
@@ -285,6 +292,8 @@ class RelayService(MultiService):
         await gatherResults([entry.stop() for entry in self.listening], consumeErrors=True)
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
+        if self.pickup is not None and self.pickup.running:
+            await self.pickup.stopService()
         if self.scheduler.running:
             await self.scheduler.stopService()
         if self._sts is not None:
@@ -317,6 +326,14 @@ class RelayService(MultiService):
             return None
         self._signing = BoundedPool("dkim", self._reactor, threads=2, waiting=4 * self.settings.delivery.connections)
         return Signer([Key.load(entry) for entry in self.settings.dkim], self._signing.run, self._reactor.seconds)
+
+    def _pickup(self) -> PickupFolder | None:
+        if self.settings.pickup.directory is None:
+            return None
+        badmail = BadmailFolder(self.settings.server.state / "badmail", self._reactor)
+        return PickupFolder(
+            self.settings, lambda: self.policy, self.store, self.scheduler, badmail, self.events, self._reactor
+        )
 
     def _policies(self, https: Https) -> Sts | None:
         """What is known of MTA-STS, where a route is held to it."""

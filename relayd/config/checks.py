@@ -45,6 +45,20 @@ def _server(reading: Reading, settings: Settings) -> None:
         reading.fault("log.file", f"there is no folder {file.parent}; make it first")
 
 
+def _pickup(reading: Reading, settings: Settings) -> None:
+    folder, state = settings.pickup.directory, settings.server.state
+    key = "pickup.directory"
+    if folder is None or not reading.good(key):
+        return
+    if not os.path.isdir(folder):
+        reading.fault(key, f"there is no folder {folder}; make it first, for those who may send what they like")
+        return
+    inside, outside = os.path.realpath(folder), os.path.realpath(state)
+    if os.path.commonpath((inside, outside)) in (inside, outside):
+        # A dropped message would be picked up again, for ever.
+        reading.fault(key, f"{folder} and server.state, {state}, lie in each other; name a folder apart")
+
+
 def _is_account(name: str) -> bool:
     try:
         import pwd  # POSIX alone
@@ -316,6 +330,7 @@ def _client_certificates(reading: Reading, settings: Settings) -> None:
 
 _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _server,
+    _pickup,
     _listener_names,
     _listener_addresses,
     _listener_security,

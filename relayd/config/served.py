@@ -57,7 +57,6 @@ NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "delivery.tls": _DANE,
     "delivery.smart_host_tls": _DANE,
     "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
-    "pickup": NotBuilt("the pickup folder"),
     "console.address": _CONSOLE,
     "console.tls": _CONSOLE,
     "console.admin_groups": _CONSOLE,

@@ -1,5 +1,6 @@
 """Outbound: connections to next hops, and what becomes of messages there."""
 
+from relayd.delivery.badmail import BadmailFolder
 from relayd.delivery.client import connect
 from relayd.delivery.connection import Connection
 from relayd.delivery.dkim import Key, Signer
@@ -19,6 +20,7 @@ from relayd.delivery.tls_policy import TlsPolicy
 
 __all__ = [
     "Authenticator",
+    "BadmailFolder",
     "ClientTls",
     "Connection",
     "ConnectionPool",

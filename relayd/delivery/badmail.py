@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path as File
 
 from twisted.internet.defer import Deferred
@@ -11,7 +12,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from relayd.delivery import durable
 from relayd.delivery.drop import envelope_lines
-from relayd.queue.store import Claim, MessageBody
+from relayd.queue.store import Claim
 from relayd.threads import BoundedPool
 
 
@@ -38,23 +39,26 @@ class BadmailFolder:
         ]
         for recipient, reply in failed:
             lines += [f"To: <{recipient}>", f"Reason: {reply}"]
-        reason = b"".join(
-            "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\n" for line in lines
-        )
         receivers = [q.recipient.path for q in claim.recipients if str(q.recipient.path) in {r for r, _ in failed}]
-        return self._pool.run(self._write, name, envelope_lines(claim.sender.path, receivers), claim.body, reason)
+        top = envelope_lines(claim.sender.path, receivers)
+        return self._pool.run(self._write, name, lambda: chain([top], durable.chunks(claim.body)), _text(lines))
+
+    def keep_file(self, message_id: str, file: File, called: str, why: str, now: float) -> Deferred[str]:
+        """Keeps *file*, which is no message that can be sent, as it is.
+
+        :param called: its name, for people.
+        :returns: as :meth:`keep`.
+        """
+        name = durable.safe_name(message_id)
+        lines = [f"File: {called}", f"Given up: {_iso(now)}", f"Reason: {why}"]
+        return self._pool.run(self._write, name, lambda: _blocks(file), _text(lines))
 
     def stop(self) -> None:
         """Waits for what is being written."""
         self._pool.stop()
 
-    def _write(self, name: str, top: bytes, body: MessageBody, reason: bytes) -> str:
+    def _write(self, name: str, content: Callable[[], Iterable[bytes]], reason: bytes) -> str:
         folder = self._folder
-
-        def content() -> Iterable[bytes]:
-            yield top
-            yield from durable.chunks(body)
-
         try:
             durable.make_folder(folder)
             durable.write(folder, f"{name}.reason", [reason])
@@ -63,6 +67,18 @@ class BadmailFolder:
         except OSError as error:
             raise durable.disk_fault(error, str(folder / name)) from None
         return str(folder / f"{name}.eml")
+
+
+def _text(lines: Iterable[str]) -> bytes:
+    return b"".join(
+        "".join(c if c.isprintable() else "?" for c in line).encode("utf-8", "replace") + b"\n" for line in lines
+    )
+
+
+def _blocks(path: File) -> Iterable[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(durable.CHUNK):
+            yield block
 
 
 def _iso(at: float) -> str:

@@ -14,7 +14,7 @@ from relayd.wire.octets import UncleanMessage
 from relayd.wire.path import BadAddress, parse_address
 from relayd.wire.reply import ReplyReader, encode_reply
 from relayd.wire.request import encode_mail, encode_rcpt
-from relayd.wire.trace import count_received, header_block, received_header
+from relayd.wire.trace import count_received, header_block, missing_fields, received_header, submitted_header
 
 __all__ = [
     "BadAddress",
@@ -34,6 +34,7 @@ __all__ = [
     "encode_reply",
     "header_block",
     "mailbox",
+    "missing_fields",
     "parse_address",
     "parse_bdat",
     "parse_command",
@@ -43,4 +44,5 @@ __all__ = [
     "received_header",
     "section",
     "sent_from",
+    "submitted_header",
 ]

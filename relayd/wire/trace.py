@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from email.utils import format_datetime
+from email.utils import format_datetime, formatdate
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -69,6 +69,31 @@ def received_header(
     lines.append(f"{last};")
     lines.append(_date(int(at)))
     return "\r\n\t".join(lines).encode() + b"\r\n"
+
+
+def submitted_header(*, by: str, message_id: str, at: float) -> bytes:
+    """The Received field of a message that came as a file, CRLF at its end (RFC 5321 4.4: no From clause is known).
+
+    :param by: who took it.
+    :param message_id: the queue id.
+    :param at: when, seconds since the epoch.
+    """
+    host = by if _is_host(by, utf8=False) else "unknown"
+    return f"Received: by {host} (pickup)\r\n\tid {_atom(message_id)};\r\n\t{_date(int(at))}\r\n".encode()
+
+
+def missing_fields(header: bytes, hostname: str, message_id: str, at: float) -> bytes:
+    """The Date and Message-ID that a header section lacks (RFC 6409 8.1, 8.3).
+
+    :param at: when it was received, seconds since the epoch.
+    """
+    lowered = b"\r\n" + header.lower()
+    added = b""
+    if b"\r\ndate:" not in lowered:
+        added += f"Date: {formatdate(at, localtime=True)}\r\n".encode()
+    if b"\r\nmessage-id:" not in lowered:
+        added += f"Message-ID: <{message_id}@{hostname}>\r\n".encode()
+    return added
 
 
 @lru_cache(maxsize=16)

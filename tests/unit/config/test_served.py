@@ -36,9 +36,7 @@ def test_every_line_of_the_table_is_a_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_key_is_served_once_its_line_is_gone(config: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "NOT_BUILT", {})
-    loaded = config(
-        "[authentication]\nintegrated = false\n[limits]\nmessages_per_minute = 60\n[pickup]\ndirectory = 'pickup'\n"
-    )
+    loaded = config("[authentication]\nintegrated = false\n[limits]\nmessages_per_minute = 60\n")
     assert loaded.warnings == ()
     assert loaded.settings.limits.messages_per_minute == 60
 

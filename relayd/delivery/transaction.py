@@ -12,7 +12,8 @@ from typing import Protocol
 
 from relayd.delivery.fault import PathFault, Stage, softened
 from relayd.delivery.offer import Offer
-from relayd.model import Body, Recipient, Reply, Sender
+from relayd.model import Body, Path, Recipient, Reply, Sender
+from relayd.policy.domains import fold
 from relayd.queue.store import MessageBody
 from relayd.wire import BdatWriter, DataWriter, UncleanMessage, encode_mail, encode_rcpt
 
@@ -72,6 +73,9 @@ def plan(
     else:
         declared = Body.SEVEN_BIT
     utf8 = "SMTPUTF8" in extensions
+    if not (utf8 or (sender.path.ascii and all(r.path.ascii for r in recipients))):
+        sender = replace(sender, path=_in_ascii(sender.path))
+        recipients = [replace(recipient, path=_in_ascii(recipient.path)) for recipient in recipients]
     if not (utf8 or sender.path.ascii):
         return _refused(NEEDS_UTF8, recipients)
 
@@ -97,6 +101,11 @@ def plan(
             continue
         wanted.append(index)
     return Plan(tuple(commands), tuple(wanted), tuple(replies), octets)
+
+
+def _in_ascii(path: Path) -> Path:
+    """*path* with its domain as A-labels, where they are all that it lacks (RFC 5890 2.3.2.1)."""
+    return Path(path.local, fold(path.domain)) if path.local.isascii() and not path.domain.isascii() else path
 
 
 def _refused(reply: Reply, recipients: Sequence[Recipient]) -> Plan:

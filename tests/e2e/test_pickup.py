@@ -175,7 +175,7 @@ def test_what_was_taken_before_a_crash_is_sent_once(start_relay: StartRelay, sin
     (folder / "mail").write_bytes(HAND)
     sink.wait(1)
     relay.wait_for("delivered", count=2)
-    queued = list(relay.find("accepted"))[0]["queue_id"]
+    queued = next(iter(relay.find("accepted")))["queue_id"]
     relay.wait_until(lambda: not relay.ctl_json("queue", "list"), "an empty queue")
     relay.kill()
     (folder / ".relayd" / f"{queued}.mail").write_bytes(HAND)
@@ -195,7 +195,7 @@ def test_a_folder_that_relayd_may_not_write_to_stops_the_start(tmp_path: Path, s
     relay.start(ready=False)
     assert relay.process is not None
     assert relay.process.wait(30) == 1
-    assert ".relayd" in list(relay.find("fault"))[0]["detail"]
+    assert ".relayd" in next(iter(relay.find("fault")))["detail"]
 
 
 def test_masquerade_and_the_history(start_relay: StartRelay, sink: RecordingSink, folder: Path) -> None:

@@ -386,6 +386,12 @@ class TestWhatTheNextHopCannotTake:
         assert first == b""
         assert [reply.enhanced for reply in result.value] == ["5.6.7"] * 2
 
+    def test_an_international_domain_is_enough_for_nobody_to_be_refused(self, net: Net) -> None:
+        sender = Sender(Path("alice", "bücher.example"), smtputf8=True)
+        bob = Recipient(Path("bob", "Straße.example"))
+        _peer, _connection, _result, first = sending(net, PIPELINING, sender=sender, recipients=(bob,))
+        assert first == (b"MAIL FROM:<alice@xn--bcher-kva.example>\r\nRCPT TO:<bob@xn--strae-oqa.example>\r\nDATA\r\n")
+
     def test_smtputf8_is_asked_for_an_international_recipient(self, net: Net) -> None:
         jose = Recipient(Path("josé", "partner.example"))
         _, _, _, first = sending(net, PIPELINING, b"SMTPUTF8", b"8BITMIME", recipients=(jose,))

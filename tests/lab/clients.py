@@ -320,6 +320,7 @@ def dotnet(
     tls: bool = False,
     ca: Path | None = None,
     count: int = 1,
+    pickup: Path | None = None,
     timeout: float = 60.0,
     place: Place = HERE_AND_NOW,
 ) -> Ran:
@@ -334,6 +335,8 @@ def dotnet(
     :param default_credentials: UseDefaultCredentials: the tickets of the place it runs in.
     :param ca: trust this CA alone (SSL_CERT_FILE). It verifies always, so `tls` needs it.
     :param count: messages sent one after the other through one SmtpClient; this runtime connects anew for each.
+    :param pickup: a folder that the messages are written to (SpecifiedPickupDirectory); nothing is sent then. This
+        version stuffs dots there, as .NET Framework does; .NET 5 and later do not.
     """
     job: dict[str, Any] = {
         "host": host,
@@ -349,6 +352,7 @@ def dotnet(
         "password": auth[1] if auth else None,
         "domain": domain,
         "default_credentials": default_credentials,
+        "pickup": str(pickup) if pickup else None,
         "timeout": int(timeout * 500),
     }
     encoded = {name: base64.b64encode(content).decode() for name, content in (attachments or {}).items()}

@@ -1,4 +1,5 @@
-"""Sends messages with .NET's SmtpClient: a job as JSON on standard input, the result as one line of JSON.
+"""Sends messages with .NET's SmtpClient, or writes them into a pickup folder: a job as JSON on standard input, the
+result as one line of JSON.
 
 Runs in the virtual environment that `packages` makes, not in that of the tests.
 """
@@ -35,6 +36,7 @@ from System.Net.Mail import (  # noqa: E402
     MailAddress,
     MailMessage,
     SmtpClient,
+    SmtpDeliveryMethod,
     SmtpException,
     SmtpFailedRecipientException,
     SmtpFailedRecipientsException,
@@ -66,6 +68,9 @@ client = SmtpClient(job["host"], job["port"])
 client.Timeout = job["timeout"]
 client.EnableSsl = job["tls"]
 client.UseDefaultCredentials = job["default_credentials"]
+if job["pickup"] is not None:
+    client.DeliveryMethod = SmtpDeliveryMethod.SpecifiedPickupDirectory
+    client.PickupDirectoryLocation = job["pickup"]
 if job["user"] is not None:
     client.Credentials = NetworkCredential(job["user"], job["password"], job["domain"])
 

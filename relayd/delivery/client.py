@@ -59,12 +59,13 @@ async def _connect(
         lambda: Connection(reactor, target, hostname, timeouts, tls, in_thread, authenticator)
     )
     factory.noisy = False
+    seconds = min(timeouts.connect, target.haste)
     try:
-        connection = cast(Connection, await _endpoint(reactor, target, timeouts.connect).connect(factory))
+        connection = cast(Connection, await _endpoint(reactor, target, seconds).connect(factory))
     except ConnectingCancelledError:
         raise
     except ConnectError as error:
-        text = f"No connection: {_why(error, timeouts.connect)}"
+        text = f"No connection: {_why(error, seconds)}"
         reply = Reply.of(451, "4.4.1", text)
         raise PathFault(Stage.CONNECT, reply, f"{target}: {text}", peer=str(target)) from None
     await connection.open()

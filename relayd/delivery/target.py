@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from relayd.model import IPAddress, Tlsa
 from relayd.settings import Credential, Delivery, OutboundTls
@@ -17,6 +18,7 @@ class Target:
     :ivar source_address: the local address to connect from; ignored when it is of the other family. "" = any.
     :ivar lmtp: it speaks LMTP (RFC 2033).
     :ivar socket: the path of a unix socket, in place of address and port.
+    :ivar haste: it has another address to try: seconds to connect in, at most.
     :ivar tlsa: what DANE holds the certificate to, where *tls* is DANE (RFC 7672).
     """
 
@@ -30,6 +32,7 @@ class Target:
     tlsa: tuple[Tlsa, ...] = ()
     lmtp: bool = False
     socket: str = ""
+    haste: float = field(default=math.inf, compare=False)
 
     @property
     def name(self) -> str:

@@ -55,6 +55,12 @@ class TestConnecting:
         host, port, _, timeout, source = net.reactor.tcpClients[0]
         assert (host, port, timeout, source) == ("192.0.2.1", 25, 30.0, ("198.51.100.9", 0))
 
+    def test_in_haste_where_there_is_another_address(self, net: Net) -> None:
+        result = Result(net.connect(replace(TARGET, haste=5.0)))
+        assert net.reactor.tcpClients[0][3] == 5.0
+        net.refuse(ConnectTimeout())
+        assert "no answer within 5 s" in result.fault(PathFault).reply.text
+
     def test_the_source_address_is_for_its_family(self, net: Net) -> None:
         net.connect(Target("mx.example", ip_address("2001:db8::1"), source_address="198.51.100.9"))
         host, _, _, _, source = net.reactor.tcpClients[0]

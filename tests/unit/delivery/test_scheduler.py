@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 
 from relayd.delivery import Sent, Stage
+from relayd.delivery.sending import HASTE
 from relayd.model import Fault, Path, Recipient, Reply, Sender
 from relayd.queue.store import MessageState
 from relayd.resolver import NoSuchDomain
@@ -109,6 +112,19 @@ class TestHops:
         assert (second.target.host, second.target.port) == ("two.example", 587)
         second.answer()
         assert rig.store.states() == {1: "delivered"}
+
+    def test_an_address_is_given_up_soon_where_its_host_has_another(self) -> None:
+        rig = Rig(settings())
+        addresses = {"one.example": ("2001:db8::1", "198.51.100.1"), "two.example": ("198.51.100.2",)}
+        rig.lookups.hosts |= {host: tuple(map(ip_address, texts)) for host, texts in addresses.items()}
+        rig.lookups.exchangers["dest.example"] = ((10, "one.example"), (20, "two.example"))
+        rig.pool.answers = Sending.fault
+        rig.scheduler.take(claim("bob@dest.example"))
+        assert [(str(s.target.address), s.target.haste) for s in rig.pool.all] == [
+            ("2001:db8::1", HASTE),
+            ("198.51.100.1", math.inf),
+            ("198.51.100.2", math.inf),
+        ]
 
     def test_a_path_fault_is_never_final(self) -> None:
         rig = Rig(settings(**TWO))

@@ -52,6 +52,7 @@ DEBIAN = (
     "postfix",  # smtp-source, smtp-sink, a private instance
     "strace",  # what is on disk before a reply
     "swaks",
+    "systemd",  # systemd-analyze
     "testssl.sh",
 )
 """Debian 12 packages. nodejs and npm join them when no `node` or `npm` is on the PATH: not all have Debian's."""

@@ -177,7 +177,8 @@ class CommandRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageAccepted(Event):
-    """The message is safe; the client reads 250. *rewritten*: the sender that it named, where another stands in."""
+    """The message is safe; the client reads 250. *rewritten*: the sender that it named, where another stands in.
+    *file*: what the file in the pickup folder was called."""
 
     name: ClassVar[str] = "accepted"
     session: str
@@ -189,6 +190,7 @@ class MessageAccepted(Event):
     user: str = ""
     rule: str = ""
     rewritten: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +257,7 @@ class DsnQueued(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadMail(Event):
-    """A bounce that cannot go anywhere was kept in badmail."""
+    """A bounce that cannot go anywhere, or a file of the pickup folder that is no mail, was kept in badmail."""
 
     name: ClassVar[str] = "badmail"
     level: ClassVar[str] = "warn"

@@ -6,6 +6,7 @@ has it. So a crash at any point leaves each file in the one place or the other, 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,16 @@ from pathlib import Path as File
 from typing import BinaryIO, Final
 
 from relayd.delivery.durable import sync_folder
-from relayd.pickup.submission import MARK, marked_end, stuffed
+from relayd.pickup.lease import open_for_writing
+from relayd.pickup.submission import MARK, dropped, marked_end, stuffed
+from relayd.queue import ids
 
-#: The folder of what was taken.
+#: The folder of what was taken; and the file in it that is locked by whoever picks up.
 TAKEN: Final = ".relayd"
-#: Seconds that a file must not have changed for before it is taken; and where its writer was not seen to close it.
-QUIET, UNCLOSED = 1.0, 300.0
+LOCK: Final = ".lock"
+#: Seconds that a file must not have changed for before it is taken, when the kernel says that nobody writes to it; and
+#: when the kernel does not say: where nobody is known to, and where somebody was not seen to close it.
+QUIET, UNSURE, UNCLOSED = 1.0, 10.0, 300.0
 #: Seconds that an empty file is waited for.
 EMPTY: Final = 3600.0
 #: Files taken at once: they share the folders' syncs.
@@ -43,12 +48,12 @@ class Look:
 
     :ivar ready: names of files that are complete, the oldest first.
     :ivar waiting: whether there are others.
-    :ivar unreadable: names of files that this process may not read, and why.
+    :ivar stuck: names of files that have been waited for long, or cannot be read, and why.
     """
 
     ready: tuple[str, ...] = ()
     waiting: bool = False
-    unreadable: tuple[tuple[str, str], ...] = ()
+    stuck: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Files:
     folder: File
     dot_stuffed: str = "auto"
     _seen: dict[str, Seen] = field(default_factory=dict)
+    _lock: int | None = None
 
     @property
     def taken(self) -> File:
@@ -98,19 +104,53 @@ class Files:
 
         :raises OSError: this process may not write here.
         """
+        os.stat(self.folder)
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "relayd may not read it and write to it", os.fspath(self.folder))
         self.taken.mkdir(0o700, exist_ok=True)
         sync_folder(self.folder)
+
+    def hold(self) -> bool:
+        """Keeps others from picking up here: what they have taken would look like what a dead process left.
+
+        :returns: whether the folder was not held before.
+        :raises OSError: somebody else does; or the folder is not there, or closed to this process.
+        """
+        import fcntl  # POSIX alone
+
+        path = self.taken / LOCK
+        if self._lock is not None and _is_still(path, self._lock):
+            return False
+        self.release()
+        self.prepare()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BlockingIOError(error.errno, "another relayd picks up here") from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        return True
+
+    def release(self) -> None:
+        """Lets others pick up here."""
+        descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def look(self, now: float, written: Collection[str]) -> Look:
         """What there is.
 
-        :param now: seconds on a clock that is never set.
-        :param written: names of files that somebody has open to write to them, as far as is known.
+        :param now: seconds on any clock.
+        :param written: names of files that somebody was seen to write to, and not to close.
         :raises OSError: the folder is not there, or closed to this process.
         """
         seen: dict[str, Seen] = {}
         ready: list[tuple[int, str]] = []
-        unreadable: list[tuple[str, str]] = []
+        stuck: list[tuple[str, str]] = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 # A link could lead to what its maker may not read.
@@ -121,17 +161,16 @@ class Files:
                 except FileNotFoundError:
                     continue
                 before = self._seen.get(entry.name)
-                seen[entry.name] = found = before if before is not None and before.state == state else Seen(state, now)
-                quiet = UNCLOSED if entry.name in written else QUIET if state[1] else EMPTY
-                if now - found.since < quiet:
-                    continue
-                if os.access(entry.path, os.R_OK):
+                same = before is not None and before.state == state and before.since <= now  # clocks are set back, too
+                seen[entry.name] = found = before if before is not None and same else Seen(state, now)
+                why = _unfinished(entry.path, now - found.since, bool(state[1]), entry.name in written)
+                if why is None:
                     ready.append((state[2], entry.name))
-                else:
-                    unreadable.append((entry.name, "it may not be read by the user that relayd runs as"))
+                elif why:
+                    stuck.append((entry.name, why))
         self._seen = seen
         names = tuple(name for _, name in sorted(ready))
-        return Look(names, len(seen) > len(names) + len(unreadable), tuple(unreadable))
+        return Look(names, len(seen) > len(names) + len(stuck), tuple(stuck))
 
     def take(self, wanted: Sequence[tuple[str, str]]) -> list[File | str]:
         """Takes files, by name, each for a message id.
@@ -158,7 +197,8 @@ class Files:
 
     def left(self) -> list[tuple[File, str]]:
         """What was taken and is still there, with the id that its message has if it was queued."""
-        return sorted((file, file.name[:_ID]) for file in self.taken.iterdir() if file.is_file())
+        files = [(file, file.name[:_ID]) for file in self.taken.iterdir() if file.name[_ID : _ID + 1] == "."]
+        return sorted(entry for entry in files if ids.decode(entry[1]) is not None and entry[0].is_file())
 
     def open(self, taken: File) -> Taken:
         """Opens what was taken, and looks how it is written.
@@ -172,8 +212,13 @@ class Files:
             size = status.st_size
             file.seek(max(0, size - MARK))
             mark = marked_end(file.read(MARK)) if self.dot_stuffed != "no" else 0
-            opened = Taken(taken, taken.name[_ID + 1 :], file, size - mark, self.dot_stuffed == "yes", _state(status))
+            opened = Taken(taken, called(taken), file, size - mark, self.dot_stuffed == "yes", _state(status))
             if self.dot_stuffed == "auto":
+                file.seek(0)
+                if dropped(file.read(BLOCK)):
+                    opened.size = size
+                    file.seek(0)
+                    return opened
                 file.seek(0)
                 opened.unstuff = stuffed(opened.blocks())
                 if mark and not opened.unstuff and self._dotted(opened):
@@ -207,6 +252,40 @@ class Files:
         # Where a name is in neither folder after a power cut, the mail is gone: the new name comes first.
         sync_folder(self.taken)
         sync_folder(self.folder)
+
+
+def called(taken: File) -> str:
+    """The name that *taken* had in the folder."""
+    return taken.name[_ID + 1 :]
+
+
+def _unfinished(path: str, quiet: float, full: bool, written: bool) -> str | None:
+    """None: the file is complete. Else why it is not taken; empty: it is early to say so.
+
+    :param quiet: seconds since it last changed.
+    :param full: whether it holds anything.
+    :param written: whether somebody was seen to write to it, and not to close it.
+    """
+    if quiet < (QUIET if full else EMPTY):
+        return ""
+    try:
+        writer = open_for_writing(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    if writer is None:
+        return None if quiet >= (UNCLOSED if written else UNSURE) else ""
+    if not writer:
+        return None
+    return "it has not changed for long, but somebody has it open to write to it" if quiet >= UNCLOSED else ""
+
+
+def _is_still(path: File, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _moved(source: File, path: File) -> File | str:

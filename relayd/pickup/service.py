@@ -15,12 +15,12 @@ from twisted.python.failure import Failure
 
 from relayd.delivery import BadmailFolder
 from relayd.events import BadMail, Events, InternalFault, MessageAccepted, Notice
-from relayd.model import Body, Envelope, Fault, Recipient, Reply, Rule, Sender
-from relayd.pickup.folder import BATCH, BLOCK, Files, Look, Taken
+from relayd.model import Body, Envelope, Fault, Path, Recipient, Rule, Sender
+from relayd.pickup.folder import BATCH, BLOCK, Files, Look, Taken, called
 from relayd.pickup.submission import Content, Refused, Submission
 from relayd.pickup.watch import Watch
-from relayd.policy import Policy
-from relayd.queue import Claim, Draft, Store
+from relayd.policy import Policy, fold
+from relayd.queue import KEEP, Claim, Draft, Store, made_at
 from relayd.settings import Settings
 from relayd.threads import BoundedPool
 from relayd.wire import count_received, missing_fields, section, submitted_header
@@ -30,8 +30,15 @@ LOOK, AGAIN = 1.0, 30.0
 #: A header longer than this is none.
 HEADER_LIMIT: Final = 256 * 1024
 
+#: The session that envelopes name.
+SESSION: Final = "pickup"
 
-_STILL_WRITTEN: Final = Reply.of(451, "4.3.0", "Still being written")
+#: What trouble is about, where it is not about one file; no file has such a name.
+_FOLDER, _QUEUE, _REMOVAL, _ITSELF = "/", "/queue", "/removal", "/itself"
+
+
+class _Unfinished(Exception):
+    """A file cannot be sent yet; the text says why."""
 
 
 class Onward(Protocol):
@@ -81,7 +88,9 @@ class PickupFolder(Service):
         self._round: Deferred[None] | None = None
         self._next: IDelayedCall | None = None
         self._told: dict[str, str] = {}
-        self._look_again_at = 0.0
+        self._stuck: set[str] = set()  # names of files that were taken, and could not be queued
+        self._again_at = 0.0
+        self._ill = False  # whether the queue did not take what it was given
 
     def prepare(self) -> None:
         """Makes what it needs in the folder. Blocks.
@@ -110,6 +119,7 @@ class PickupFolder(Service):
             await ended
         self._threads.stop()
         self._badmail.stop()
+        self._files.release()
 
     # ---- one look after the other -----------------------------------------------------------------------------
 
@@ -125,31 +135,54 @@ class PickupFolder(Service):
             self._next = self._reactor.callLater(LOOK, self._begin)
 
     async def _look(self) -> None:
+        try:
+            await self._pick_up()
+        except OSError as error:
+            self._tell(_FOLDER, f"{error.strerror or error}: nothing is picked up")
+            return
+        except Fault as fault:
+            self._queue_is_ill(fault)
+            return
+        self._tell(_FOLDER, "")
+        self._tell(_ITSELF, "")
+        if not self._ill:
+            self._tell(_QUEUE, "")
+
+    async def _pick_up(self) -> None:
+        """
+        :raises OSError: of the folder.
+        :raises Fault: of the queue.
+        """
+        run = self._threads.run
+        if await run(self._files.hold):
+            self._watch.stop()  # it may watch a folder that is not there any more
         self._watch.start()
         now = self._reactor.seconds()
-        if now >= self._look_again_at:
-            self._look_again_at = now + AGAIN
+        if not self._again_at - AGAIN <= now < self._again_at:  # clocks are set back, too
+            self._again_at = now + AGAIN
+            self._ill = False
             await self._finish_what_was_begun()
-        try:
-            look: Look = await self._threads.run(self._files.look, now, frozenset(self._watch.written))
-        except OSError as error:
-            self._tell("", f"{error.strerror}: nothing is picked up")
-            return
-        self._tell("", "")
-        for name, why in look.unreadable:
+        look: Look = await run(self._files.look, now, frozenset(self._watch.written))
+        for name, why in look.stuck:
             self._tell(name, why)
         for start in range(0, len(look.ready), BATCH):
-            if not self.running:
-                return
+            # What the queue cannot take now is safe where it lies.
+            if not self.running or self._ill:
+                break
             await self._take(look.ready[start : start + BATCH])
-        present = {"", *look.ready, *(name for name, _ in look.unreadable)}
-        self._told = {name: why for name, why in self._told.items() if name in present}
+        known = {*look.ready, *(name for name, _ in look.stuck), *self._stuck}
+        self._told = {name: why for name, why in self._told.items() if name in known or name.startswith("/")}
 
     async def _take(self, names: Sequence[str]) -> None:
         """Takes files of these names, and queues them."""
         drafts = [self._store.draft() for _ in names]
         wanted = [(name, draft.message_id) for name, draft in zip(names, drafts, strict=True)]
-        moved = await self._threads.run(self._files.take, wanted)
+        try:
+            moved = await self._threads.run(self._files.take, wanted)
+        except BaseException:
+            for draft in drafts:
+                draft.abandon()
+            raise
         taken = []
         for name, draft, to in zip(names, drafts, moved, strict=True):
             if isinstance(to, File):
@@ -161,25 +194,30 @@ class PickupFolder(Service):
 
     async def _finish_what_was_begun(self) -> None:
         """What was taken before, by a process that died or when the queue was full: done, or taken again."""
-        try:
-            left = await self._threads.run(self._files.left)
-        except OSError:
-            return  # the look says so
+        self._stuck.clear()
         queued, again = [], []
-        for file, message_id in left:
-            if await self._store.show(message_id) is not None:
+        for file, message_id in await self._threads.run(self._files.left):
+            if not self.running:
+                break
+            entry = await self._store.show(message_id)
+            if entry is not None and entry.envelope.session == SESSION:
                 queued.append(file)
-                continue
-            draft = self._store.draft()
-            again.append((draft, await self._threads.run(self._files.take_again, file, draft.message_id)))
-            if len(again) == BATCH:
-                await self._send(again)
-                again = []
+            elif made_at(message_id) < self._clock() - KEEP:
+                why = "it was taken long ago, and nobody knows any more whether it was sent"
+                if await self._bad(message_id, file, why):
+                    queued.append(file)
+            else:
+                draft = self._store.draft()
+                again.append((draft, await self._threads.run(self._files.take_again, file, draft.message_id)))
+                if len(again) == BATCH:
+                    await self._send(again)
+                    again = []
         await self._send(again)
         await self._let_go(queued)
 
     async def _send(self, taken: Sequence[tuple[Draft, File]]) -> None:
-        done = await gatherResults([Deferred.fromCoroutine(self._queue(draft, file)) for draft, file in taken])
+        # None of them fails, so all have come to their end when this goes on.
+        done = await gatherResults([Deferred.fromCoroutine(self._settled(draft, file)) for draft, file in taken])
         await self._let_go([file for (_, file), gone in zip(taken, done, strict=True) if gone])
 
     async def _let_go(self, files: Sequence[File]) -> None:
@@ -188,36 +226,55 @@ class PickupFolder(Service):
         try:
             await self._threads.run(self._files.let_go, files)
         except OSError as error:
-            self._tell("", f"what was queued cannot be removed: {error.strerror}")
+            self._tell(_REMOVAL, f"what was queued cannot be removed: {error.strerror}")
+        else:
+            self._tell(_REMOVAL, "")
 
     # ---- one file -------------------------------------------------------------------------------------------------
 
-    async def _queue(self, draft: Draft, file: File) -> bool:
+    async def _settled(self, draft: Draft, file: File) -> bool:
         """Whether *file* is no longer needed: it is in the queue, or in badmail."""
+        name = called(file)
+        gone = False
         try:
-            opened = await self._threads.run(self._files.open, file)
+            gone = await self._queue(draft, file)
+        except _Unfinished as error:
+            self._tell(name, str(error))
         except OSError as error:
+            self._tell(name, f"it cannot be read: {error.strerror}")
+        except Fault as fault:
+            self._queue_is_ill(fault)
+        except Exception:
+            self._fault(Failure())
+        if not gone:
+            self._stuck.add(name)
             draft.abandon()
-            self._tell(file.name, f"it cannot be read: {error.strerror}")
-            return False
+        return gone
+
+    async def _queue(self, draft: Draft, file: File) -> bool:
+        """
+        :raises OSError: of the file.
+        :raises Fault: a temporary one, of the queue.
+        """
+        opened = await self._threads.run(self._files.open, file)
         try:
             envelope = await self._written(draft, opened)
             claim = await draft.commit(envelope, claimed=self._onward.room > 0)
-        except Refused as why:
-            draft.abandon()
-            return await self._bad(draft.message_id, opened, str(why))
+        except Refused as refused:
+            why = str(refused)
         except Fault as fault:
-            draft.abandon()
-            if not fault.temporary:
-                return await self._bad(draft.message_id, opened, fault.reply.text)
-            self._tell(file.name, fault.detail or str(fault.reply))
-            return False
+            if fault.temporary:
+                raise
+            why = fault.reply.text
+        else:
+            self._accepted(draft, envelope, claim, opened.name)
+            return True
         finally:
             opened.file.close()
-        self._accepted(draft, envelope, claim)
-        return True
+        draft.abandon()
+        return await self._bad(draft.message_id, file, why)
 
-    def _accepted(self, draft: Draft, envelope: Envelope, claim: Claim | None) -> None:
+    def _accepted(self, draft: Draft, envelope: Envelope, claim: Claim | None, name: str) -> None:
         self._events.emit(
             MessageAccepted(
                 session=envelope.session,
@@ -227,6 +284,7 @@ class PickupFolder(Service):
                 recipients=len(envelope.recipients),
                 size=draft.size,
                 rule=envelope.rule,
+                file=name,
             )
         )
         if claim is not None:
@@ -244,10 +302,13 @@ class PickupFolder(Service):
         if opened.size > most:
             raise Refused(f"it has {opened.size} octets; limits.message_size is {most}")
         content = Content(unstuff=opened.unstuff)
-        head = b""
+        size, head = 0, b""
         submission: Submission | None = None
         while block := await self._read(opened):
             octets = content.feed(block)
+            size += len(octets)
+            if size > most:  # with CRLF where there was LF
+                raise Refused(f"it has more than {most} octets, which limits.message_size is")
             if submission is None:
                 head += octets
                 if b"\r\n\r\n" not in head and len(head) < HEADER_LIMIT and len(block) == BLOCK:
@@ -263,7 +324,7 @@ class PickupFolder(Service):
         if octets:
             draft.write(octets)
         if await self._threads.run(lambda: opened.changed):
-            raise Fault(_STILL_WRITTEN, "somebody still writes to it")
+            raise _Unfinished("somebody still writes to it")
         return self._envelope(submission, content.ascii)
 
     async def _read(self, opened: Taken) -> bytes:
@@ -288,37 +349,53 @@ class PickupFolder(Service):
     def _envelope(self, submission: Submission, ascii_: bool) -> Envelope:
         policy = self._policy()
         sender = policy.complete(submission.sender, sender=True)
-        recipients = tuple(dict.fromkeys(map(policy.complete, submission.recipients)))
+        once: dict[tuple[str, str], Path] = {}
+        for path in map(policy.complete, submission.recipients):
+            once.setdefault((path.local, fold(path.domain)), path)
+        recipients = tuple(once.values())
+        if len(recipients) > self._settings.limits.recipients:
+            raise Refused(
+                f"it has {len(recipients)} recipients; limits.recipients is {self._settings.limits.recipients}"
+            )
         international = not all(path.ascii for path in (sender, *recipients))
         return Envelope(
             sender=Sender(sender, body=Body.SEVEN_BIT if ascii_ else Body.EIGHT_BIT, smtputf8=international),
             recipients=tuple(map(Recipient, recipients)),
-            session="pickup",
+            session=SESSION,
             rule=self._rule,
             may_relay=True,
         )
 
-    async def _bad(self, message_id: str, opened: Taken, why: str) -> bool:
-        """Keeps *opened* in badmail; whether it is there."""
+    async def _bad(self, message_id: str, file: File, why: str) -> bool:
+        """Keeps *file* in badmail; whether it is there."""
+        name = called(file)
         try:
-            kept = await self._badmail.keep_file(message_id, opened.path, opened.name, why, self._clock())
+            kept = await self._badmail.keep_file(message_id, file, name, why, self._clock())
         except Fault as fault:
-            self._tell(opened.name, f"{why}; it cannot be kept in badmail: {fault.detail}")
+            self._tell(name, f"{why}; it cannot be kept in badmail: {fault.detail}")
             return False
-        self._events.emit(BadMail(queue_id=message_id, file=kept, reason=f"pickup: {opened.name}: {why}"))
+        self._events.emit(BadMail(queue_id=message_id, file=kept, reason=f"pickup: {name}: {why}"))
         return True
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
-    def _tell(self, name: str, why: str) -> None:
-        """Says once what is wrong with the file *name*, or with the folder where it is empty; *why* empty: nothing."""
-        if self._told.get(name, "") == why:
+    def _tell(self, about: str, why: str) -> None:
+        """Says once what is wrong with the file of that name, or with the folder or the queue; *why* empty: nothing."""
+        if self._told.get(about, "") == why:
             return
-        self._told[name] = why
+        self._told[about] = why
         if why:
-            where = self._files.folder / name if name else self._files.folder
+            where = self._files.folder if about.startswith("/") else self._files.folder / about
             shown = "".join(c if c.isprintable() else "?" for c in os.fspath(where))
             self._events.emit(Notice(text=f"{shown}: {why}", key="pickup.directory"))
 
+    def _queue_is_ill(self, fault: Fault) -> None:
+        self._ill = True
+        self._tell(_QUEUE, fault.detail or str(fault.reply))
+
     def _fault(self, failure: Failure) -> None:
-        self._events.emit(InternalFault(where="pickup", detail=failure.getTraceback()))
+        """A fault of relayd's own, said once until a round goes well."""
+        what = failure.getErrorMessage()
+        if self._told.get(_ITSELF) != what:
+            self._told[_ITSELF] = what
+            self._events.emit(InternalFault(where="pickup", detail=failure.getTraceback()))

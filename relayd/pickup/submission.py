@@ -19,7 +19,9 @@ _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 _ENVELOPE = ("x-sender", "x-receiver")
-_SINGLE = re.compile(rb"\n\.[^.]")
+_DOTS = re.compile(rb"\n(\.{1,5})")
+_DOTS_AT_END = re.compile(rb"\n\.{0,5}\Z")
+_DROPPED = re.compile(rb"(?:x-(?:sender|receiver):[^\n]*\n(?:[ \t][^\n]*\n)*)+received:", re.IGNORECASE)
 _DOT = re.compile(rb"\r\n\.")
 _SEPARATOR = re.compile("[,;:]")
 _MARK = re.compile(rb"(?:^|\n)(\.\r?\n?)$")
@@ -42,21 +44,31 @@ def marked_end(tail: bytes) -> int:
 
 
 def stuffed(blocks: Iterable[bytes]) -> bool:
-    """Whether a message is dot-stuffed: it has lines that begin with a dot, and all of them begin with two.
+    """Whether a message is dot-stuffed, by the dots that its lines begin with: none with one, and some with two or
+    four.
 
-    A message that is not, and in which each such line happens to begin with two, cannot be told apart.
+    Three alone are an ellipsis more often than two that were doubled. A message that is not stuffed, and has two dots
+    at the start of a line and one of no line, cannot be told apart.
 
     :param blocks: the file without its :func:`marked_end`.
     """
-    double = False
-    before = b"\n"
+    runs: set[int] = set()
+    held = b"\n"
     for block in blocks:
-        octets = before + block
-        if _SINGLE.search(octets):
+        octets = held + block
+        end = _DOTS_AT_END.search(octets[-6:])
+        held = end[0] if end else b""
+        runs.update(len(found[1]) for found in _DOTS.finditer(octets, 0, len(octets) - len(held)))
+        if 1 in runs:
             return False
-        double = double or b"\n.." in octets
-        before = octets[-2:]
-    return double and before != b"\n."
+    runs.update(len(found[1]) for found in _DOTS.finditer(held))
+    return 1 not in runs and not runs.isdisjoint((2, 4))
+
+
+def dropped(octets: bytes) -> bool:
+    """Whether a file that begins with *octets* came from a drop folder, relayd's or that of IIS: the mail on its way
+    there got a Received field, and drop folders hold messages as they are."""
+    return _DROPPED.match(octets) is not None
 
 
 class Content:
@@ -170,8 +182,11 @@ def _paths(name: str, value: bytes) -> list[Path]:
     except (BadAddress, ValueError) as error:
         raise Refused(f"{name}: {error}") from None
     text = value.decode("utf-8", "replace")
-    alone = {part.strip(" \t<>") for part in _SEPARATOR.split(text)}
-    if any(not path.domain and path.local not in alone for path in paths):
-        # "Jane Doe" is read as the address Jane, which somebody may have.
+    parts = [part.strip() for part in _SEPARATOR.split(text)]
+    # "Jane Doe" is read as the address Jane, which somebody may have; newer Pythons read nothing at all in a list where
+    # one is bad. A group may be empty (RFC 5322 3.4).
+    doubtful = [path.local for path in paths if not path.domain]
+    unread = not paths and text and not text.endswith(";")
+    if unread or not all(any(part == local or part.endswith(f"<{local}>") for part in parts) for local in doubtful):
         raise Refused(f"{name}: {text!r} is no address")
     return paths

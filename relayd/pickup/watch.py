@@ -40,8 +40,9 @@ class Watch:
             notifier.watch(FilePath(os.fsencode(self._folder)), inotify.IN_MODIFY | gone, callbacks=[self._noted])
 
     def stop(self) -> None:
-        if self._notifier is not None and self._notifier.connected:
-            self._notifier.loseConnection()
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None and notifier.connected:
+            notifier.loseConnection()
 
     def _noted(self, _: object, path: FilePath[bytes], mask: int) -> None:
         name = os.fsdecode(path.basename())

@@ -1,7 +1,7 @@
 """May it? Pure functions over values: access, relay, send-as; why; and is it an open relay?"""
 
 from relayd.policy.addresses import is_postmaster, plain_local
-from relayd.policy.domains import DomainTable
+from relayd.policy.domains import DomainTable, fold
 from relayd.policy.explain import Explanation, Question, explain
 from relayd.policy.hosts import HostMatcher
 from relayd.policy.openrelay import OpenRelay, open_relay
@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "Trace",
     "explain",
+    "fold",
     "is_postmaster",
     "open_relay",
     "plain_local",

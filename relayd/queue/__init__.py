@@ -1,7 +1,8 @@
 """Kept safe: the store interface, its SQLite back end, and the retry schedule."""
 
+from relayd.queue.ids import made_at
 from relayd.queue.schedule import delay_notice_due, next_attempt
-from relayd.queue.sqlite import SqliteStore
+from relayd.queue.sqlite import KEEP, SqliteStore
 from relayd.queue.store import (
     SMALL_BODY,
     Attempt,
@@ -20,6 +21,7 @@ from relayd.queue.store import (
 )
 
 __all__ = [
+    "KEEP",
     "SMALL_BODY",
     "Attempt",
     "Claim",
@@ -36,5 +38,6 @@ __all__ = [
     "SqliteStore",
     "Store",
     "delay_notice_due",
+    "made_at",
     "next_attempt",
 ]

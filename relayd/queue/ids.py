@@ -47,6 +47,11 @@ def decode(text: str) -> int | None:
     return number if number < 1 << 63 else None
 
 
+def made_at(text: str) -> float:
+    """When an id was made, in seconds since the epoch; 0 where *text* is no id."""
+    return ((decode(text) or 0) >> _COUNTER_BITS) / 1000
+
+
 class MessageIds:
     """Makes the ids of one shard: milliseconds since the epoch, then the shard, then a counter.
 

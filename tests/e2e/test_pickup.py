@@ -48,7 +48,7 @@ def parsed(mail: Mail) -> email.message.EmailMessage:
 
 
 def empty(folder: Path) -> bool:
-    return not [path for path in folder.rglob("*") if path.is_file()]
+    return not [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_by_hand(relay: Relay, sink: RecordingSink, folder: Path) -> None:

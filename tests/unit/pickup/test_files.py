@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from relayd.pickup import Files, Look
-from relayd.pickup.folder import EMPTY, QUIET, UNCLOSED
+from relayd.pickup.folder import EMPTY, QUIET, UNCLOSED, UNSURE
+from relayd.pickup.lease import open_for_writing
 
 ID = "1M89KMF8V0000"
 
@@ -50,14 +53,102 @@ def test_another_file_of_the_same_name_is_another_file(files: Files) -> None:
     assert files.look(100.0 + QUIET, ()).ready == ()
 
 
-def test_what_its_writer_has_open_is_waited_for(files: Files) -> None:
+def test_a_file_that_is_still_open_is_waited_for(files: Files) -> None:
+    with write(files, "a.eml").open("ab"):
+        files.look(100.0, ())
+        assert files.look(100.0 + 10 * QUIET, ()) == Look((), True)
+        long = files.look(100.0 + UNCLOSED, ())
+        assert long.ready == ()
+        assert [name for name, _ in long.stuck] == ["a.eml"]
+    assert files.look(101.0 + UNCLOSED, ()).ready == ("a.eml",)
+
+
+def test_where_the_kernel_does_not_say_who_writes_the_wait_is_longer(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.pickup.folder.open_for_writing", lambda path: None)
     write(files, "a.eml")
-    files.look(100.0, {"a.eml"})
-    assert files.look(100.0 + 10 * QUIET, {"a.eml"}) == Look((), True)
-    assert files.look(100.0 + 11 * QUIET, ()).ready == ("a.eml",)
-    write(files, "b.eml")
-    files.look(1000.0, {"b.eml"})
-    assert "b.eml" in files.look(1000.0 + UNCLOSED, {"b.eml"}).ready  # its writer hangs
+    files.look(100.0, ())
+    assert files.look(100.0 + QUIET, ()) == Look((), True)
+    assert files.look(100.0 + UNSURE, {"a.eml"}) == Look((), True)  # seen to be written to, and not to be closed
+    assert files.look(100.0 + UNSURE, ()).ready == ("a.eml",)
+    assert files.look(100.0 + UNCLOSED, {"a.eml"}).ready == ("a.eml",)  # that it was closed went unseen
+
+
+def test_a_clock_that_is_set_back_begins_the_wait_anew(files: Files) -> None:
+    write(files, "a.eml")
+    files.look(1_000_000.0, ())
+    assert files.look(100.0, ()).ready == ()
+    assert files.look(100.0 + QUIET, ()).ready == ("a.eml",)
+
+
+class TestTheKernel:
+    def test_says_who_writes(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        with path.open("wb"):
+            assert open_for_writing(path) is True
+        assert open_for_writing(path) is False
+        with path.open("rb"):
+            assert open_for_writing(path) is False
+
+    def test_a_writer_that_comes_in_that_moment_ends_nobody(self, tmp_path: Path) -> None:
+        """Breaking a lease sends a signal; its usual one would end the process."""
+        path = tmp_path / "a"
+        path.write_bytes(b"x")
+        ended = threading.Event()
+
+        def writer() -> None:
+            while not ended.is_set():
+                with path.open("ab"):
+                    pass
+
+        thread = threading.Thread(target=writer)
+        thread.start()
+        said = {open_for_writing(path) for _ in range(2000)}
+        ended.set()
+        thread.join()
+        assert said <= {True, False}
+
+    def test_is_not_asked_about_links(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        with pytest.raises(OSError, match="symbolic"):
+            open_for_writing(tmp_path / "link")
+
+
+class TestTheLock:
+    def test_one_relayd_picks_up(self, files: Files) -> None:
+        assert files.hold()
+        assert not files.hold()
+        other = Files(files.folder)
+        with pytest.raises(OSError, match="another relayd picks up here"):
+            other.hold()
+        files.release()
+        assert other.hold()
+        other.release()
+
+    def test_a_folder_that_was_made_anew_is_held_anew(self, files: Files) -> None:
+        files.hold()
+        shutil.rmtree(files.folder)
+        with pytest.raises(FileNotFoundError):
+            files.hold()
+        files.folder.mkdir()
+        assert files.hold()
+        write(files, "a.eml")
+        assert isinstance(files.take([("a.eml", ID)])[0], Path)
+        files.release()
+
+    def test_it_is_nothing_that_was_taken(self, files: Files) -> None:
+        files.hold()
+        (files.taken / "something else").write_text("")
+        (files.taken / "notanid......x").write_text("")
+        assert files.left() == []
+        files.release()
+
+
+def test_a_folder_that_is_closed_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="may not read it and write to it"):
+        Files(tmp_path).prepare()
 
 
 def test_an_empty_file_is_waited_for(files: Files) -> None:
@@ -128,17 +219,22 @@ def test_a_name_that_cannot_be_moved(files: Files) -> None:
         ("auto", b"a\r\n..b\r\n.\r\n", b"a\r\n..b\r\n", True),
         ("auto", b"a\r\n.b\r\n.\r\n", b"a\r\n.b\r\n.\r\n", False),
         ("auto", b".", b"", False),
+        ("auto", b"X-Sender: a@b\r\nX-Receiver: c@d\r\nReceived: x\r\n\r\n..b\r\n.\r\n", None, False),
+        ("auto", b"x-receiver: c@d\nx-sender: a@b\n\te\nreceived: x\n\n..b\n", None, False),
+        ("auto", b"Received: x\r\n\r\n..b\r\n", None, True),
+        ("auto", b"X-Sender: a@b\r\nFrom: a@b\r\nReceived: x\r\n\r\n..b\r\n", None, True),
         ("yes", b"a\r\n.b\r\n.\r\n", b"a\r\n.b\r\n", True),
         ("no", b"a\r\n..b\r\n.\r\n", b"a\r\n..b\r\n.\r\n", False),
     ],
 )
-def test_how_it_is_written(files: Files, how: str, octets: bytes, expected: bytes, unstuff: bool) -> None:
+def test_how_it_is_written(files: Files, how: str, octets: bytes, expected: bytes | None, unstuff: bool) -> None:
+    """*expected*: None: all of it. Messages from a drop folder are as they are."""
     files.dot_stuffed = how
     write(files, "a", octets)
     (moved,) = files.take([("a", ID)])
     assert isinstance(moved, Path)
     opened = files.open(moved)
-    assert (b"".join(opened.blocks()), opened.unstuff) == (expected, unstuff)
+    assert (b"".join(opened.blocks()), opened.unstuff) == (octets if expected is None else expected, unstuff)
     opened.file.close()
 
 

@@ -372,7 +372,8 @@ class PickupFolder(Service):
         try:
             kept = await self._badmail.keep_file(message_id, file, name, why, self._clock())
         except Fault as fault:
-            self._tell(name, f"{why}; it cannot be kept in badmail: {fault.detail}")
+            detail = fault.detail.replace(message_id, "")  # which is another one each time
+            self._tell(name, f"{why}; it cannot be kept in badmail: {detail}")
             return False
         self._events.emit(BadMail(queue_id=message_id, file=kept, reason=f"pickup: {name}: {why}"))
         return True
@@ -391,7 +392,8 @@ class PickupFolder(Service):
 
     def _queue_is_ill(self, fault: Fault) -> None:
         self._ill = True
-        self._tell(_QUEUE, fault.detail or str(fault.reply))
+        if not self._told.get(_QUEUE):  # of many files each says it with its own id
+            self._tell(_QUEUE, fault.detail or str(fault.reply))
 
     def _fault(self, failure: Failure) -> None:
         """A fault of relayd's own, said once until a round goes well."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path as File
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 
 try:
@@ -32,12 +33,18 @@ class Watch:
         if inotify is None or (self._notifier is not None and self._notifier.connected):
             return
         self.written.clear()
-        with suppress(OSError, inotify.INotifyError):
+        try:
             notifier = inotify.INotify(self._reactor)
-            notifier.startReading()
-            self._notifier = notifier
-            gone = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_FROM | inotify.IN_DELETE
+        except OSError:
+            return  # too many of them
+        gone = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_FROM | inotify.IN_DELETE
+        try:
             notifier.watch(FilePath(os.fsencode(self._folder)), inotify.IN_MODIFY | gone, callbacks=[self._noted])
+        except (OSError, inotify.INotifyError):
+            notifier.connectionLost(Failure(ConnectionDone()))
+            return
+        notifier.startReading()
+        self._notifier = notifier
 
     def stop(self) -> None:
         notifier, self._notifier = self._notifier, None

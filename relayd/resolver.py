@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
@@ -30,7 +31,7 @@ from twisted.names.hosts import searchFileForAll
 from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 
-from relayd.model import NO_NAMES, Fault, IPAddress, Names, Reply
+from relayd.model import NO_NAMES, Fault, IPAddress, Names, Reply, Tlsa
 from relayd.threads import BoundedPool
 
 __all__ = ["NoSuchDomain", "NullMx", "Resolver", "a_label"]
@@ -66,12 +67,18 @@ class NoSuchDomain(Fault):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """*records* as plain values; *failure* says why there is no answer; *exists* is False for NXDOMAIN."""
+    """*records* as plain values; *failure* says why there is no answer; *exists* is False for NXDOMAIN.
+
+    :ivar secure: the name server has validated it.
+    :ivar canonical: where aliases led, when anything was found.
+    """
 
     records: tuple[Any, ...] = ()
     exists: bool = True
     failure: str = ""
     ttl: float = KEEP_FAILURE
+    secure: bool = False
+    canonical: str = ""
 
 
 _Key = tuple[dns.name.Name, str]
@@ -111,6 +118,7 @@ class Resolver:
     :param threads: questions under way at most.
     :param waiting: questions that may wait for a thread.
     :param hosts: the hosts(5) file that :meth:`addresses` reads first.
+    :param trust_ad: believe the name servers that an answer is secure (RFC 6840 5.8); else none ever is.
     """
 
     def __init__(
@@ -124,6 +132,7 @@ class Resolver:
         waiting: int = WAITING,
         clock: Callable[[], float] = time.monotonic,
         hosts: str = "/etc/hosts",
+        trust_ad: bool = False,
     ) -> None:
         self._clock = clock
         self._timeout = timeout
@@ -132,7 +141,8 @@ class Resolver:
         self._cache: dict[_Key, tuple[float, _Answer]] = {}
         self._asked: dict[_Key, list[Deferred[_Answer]]] = {}
         self._closed = False
-        self._stub, self._unconfigured = _stub(servers)
+        self._trust_ad = trust_ad
+        self._stub, self._unconfigured = _stub(servers, trust_ad)
 
     @property
     def waiting(self) -> int:
@@ -225,6 +235,47 @@ class Resolver:
             raise NoSuchDomain(host)
         return ()
 
+    async def secure_mx(self, domain: str) -> bool:
+        """Whether the answer to :meth:`mx`, records or none, was validated.
+
+        :raises Fault: as :meth:`mx`.
+        """
+        answer = await self._ask(dns.name.from_text(a_label(domain)), "MX")
+        if answer.failure:
+            raise _unanswered(domain, answer)
+        return answer.secure
+
+    async def secure_names(self, host: str) -> tuple[str, ...]:
+        """The names that TLSA records of *host* may stand under: where its aliases lead, then its own (RFC 7672 2.2.2);
+        () where its addresses are not secure.
+
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        try:
+            ip_address(host.strip("[]").removeprefix("IPv6:"))
+        except ValueError:
+            host = a_label(host)
+        else:
+            return ()
+        name = dns.name.from_text(host)
+        answers = await _all([self._ask(name, "AAAA"), self._ask(name, "A")])
+        for answer in answers:
+            if answer.failure:
+                raise _unanswered(host, answer)
+        secure = [answer.canonical for answer in answers if answer.secure and answer.records]
+        return tuple(dict.fromkeys([*secure, host])) if secure else ()
+
+    async def tlsa(self, host: str, port: int) -> tuple[Tlsa, ...]:
+        """The TLSA records of *host*'s service at TCP *port*; () where there are none, or none that are secure.
+
+        :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
+        """
+        name = f"_{port}._tcp.{host}"
+        answer = await self._ask(dns.name.from_text(name), "TLSA")
+        if answer.failure:
+            raise _unanswered(name, answer)
+        return answer.records if answer.secure else ()
+
     def forget(self) -> None:
         """Forgets all answers."""
         self._cache.clear()
@@ -286,13 +337,20 @@ class Resolver:
             )
         except dns.resolver.NXDOMAIN as error:
             responses: dict[Any, dns.message.QueryMessage] = error.kwargs.get("responses", {})
-            return _Answer(exists=False, ttl=_negative_ttl(list(responses.values())))
+            secure = all(map(self._is_secure, responses.values()))
+            return _Answer(exists=False, ttl=_negative_ttl(list(responses.values())), secure=secure)
         except (dns.exception.DNSException, OSError, EOFError) as error:
             return _Answer(failure=f"{name} {kind}: {error}")
         ttl = float(found.chaining_result.minimum_ttl)
+        secure = self._is_secure(found.response)
         if found.rrset is None:
-            return _Answer(ttl=min(ttl, KEEP_NEGATIVE))
-        return _Answer(tuple(_value(record) for record in found.rrset), ttl=min(ttl, KEEP))
+            return _Answer(ttl=min(ttl, KEEP_NEGATIVE), secure=secure)
+        canonical = found.canonical_name.to_text(omit_final_dot=True).lower()
+        records = tuple(_value(record) for record in found.rrset)
+        return _Answer(records, ttl=min(ttl, KEEP), secure=secure, canonical=canonical)
+
+    def _is_secure(self, response: dns.message.Message) -> bool:
+        return self._trust_ad and bool(response.flags & dns.flags.AD)
 
     def _in_hosts_file(self, name: dns.name.Name) -> list[IPAddress]:
         text = name.to_text(omit_final_dot=True).encode("ascii")
@@ -309,7 +367,7 @@ async def _all(asked: Sequence[Deferred[_Answer]]) -> list[_Answer]:
     return [answer for _, answer in results]
 
 
-def _stub(servers: Sequence[str]) -> tuple[dns.resolver.Resolver | None, str]:
+def _stub(servers: Sequence[str], trust_ad: bool) -> tuple[dns.resolver.Resolver | None, str]:
     """dnspython's resolver, or why there is none."""
     try:
         stub = dns.resolver.Resolver(configure=not servers)
@@ -317,7 +375,9 @@ def _stub(servers: Sequence[str]) -> tuple[dns.resolver.Resolver | None, str]:
         return None, f"no name server is configured: {error}"
     if servers:
         stub.nameservers = [_server(text) for text in servers]
-    stub.use_edns(0, 0, 1232)  # the size that does not fragment (DNS flag day 2020)
+    # The size that does not fragment (DNS flag day 2020). DO asks for AD, and for signatures, which nobody reads here:
+    # not every server understands AD in a question (RFC 6840 5.7).
+    stub.use_edns(0, dns.flags.DO if trust_ad else 0, 1232)
     stub.cache = None
     return stub, ""
 
@@ -342,6 +402,8 @@ def _value(record: Any) -> Any:
         case dns.rdatatype.SRV:
             target = record.target.to_text(omit_final_dot=True).lower().strip(".")
             return (int(record.priority), int(record.weight), target, int(record.port))
+        case dns.rdatatype.TLSA:
+            return Tlsa(record.usage, record.selector, record.mtype, bytes(record.cert))
         case dns.rdatatype.TXT:
             return b"".join(record.strings)
         case dns.rdatatype.PTR:

@@ -34,6 +34,7 @@ from relayd.control import AuthTest, ControlSite, Totals, rehearsal_document, st
 from relayd.delivery import (
     Authenticator,
     BadmailFolder,
+    Dane,
     Https,
     Key,
     KeytabInitiators,
@@ -172,7 +173,7 @@ class RelayService(MultiService):
         self.totals = Totals()
         self.events.subscribe(self.totals)
         self.policy = Policy(settings)
-        self.resolver = Resolver(settings.dns.servers, reactor=reactor)
+        self.resolver = Resolver(settings.dns.servers, reactor=reactor, trust_ad=settings.dns.trust_ad)
         self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
         self._signing: BoundedPool | None = None
@@ -187,7 +188,7 @@ class RelayService(MultiService):
             self.resolver,
             reactor,
             authenticator=self._authenticator(https),
-            tls_policy=TlsPolicy(self._sts),
+            tls_policy=TlsPolicy(self._sts, Dane(self.resolver)),
             signer=self._signer(),
         )
         self.pickup = self._pickup()

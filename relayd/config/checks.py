@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path as File
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -57,6 +58,15 @@ def _pickup(reading: Reading, settings: Settings) -> None:
     if os.path.commonpath((inside, outside)) in (inside, outside):
         # A dropped message would be picked up again, for ever.
         reading.fault(key, f"{folder} and server.state, {state}, lie in each other; name a folder apart")
+        return
+    for named in (reading.file, *(value for value in reading.written.values() if isinstance(value, File))):
+        parent, name = os.path.split(os.path.realpath(named))
+        if parent == inside:
+            reading.fault(key, f"{folder} holds {name}, which would be taken for mail; name a folder for mail alone")
+            return
+    becomes_another = settings.server.user and os.geteuid() == 0
+    if not becomes_another and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        reading.fault(key, f"{folder} cannot be read and written to; let the user that relayd runs as do both")
 
 
 def _is_account(name: str) -> bool:
@@ -232,6 +242,20 @@ def _policies(reading: Reading, settings: Settings) -> None:
             )
 
 
+def _dane(reading: Reading, settings: Settings) -> None:
+    if settings.dns.trust_ad:
+        return
+    levels = {
+        "delivery.tls": settings.delivery.tls,
+        "delivery.smart_host_tls": settings.delivery.smart_host_tls,
+        **{f"{domain.origin}.tls": domain.tls for domain in settings.domains},
+    }
+    for key, level in levels.items():
+        if level is OutboundTls.DANE:
+            text = '"dane" needs [dns] trust_ad = true, and a resolver that validates, on loopback or a protected path'
+            reading.fault(key, text)
+
+
 def _delivery(reading: Reading, settings: Settings) -> None:
     delivery = settings.delivery
     if "delivery.delay_notice" in reading.written and 0 < delivery.expire <= delivery.delay_notice:
@@ -340,6 +364,7 @@ _CHECKS: Final[tuple[Callable[[Reading, Settings], None], ...]] = (
     _credentials,
     _next_hops,
     _policies,
+    _dane,
     _delivery,
     _directory,
     _client_certificates,

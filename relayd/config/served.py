@@ -15,7 +15,6 @@ from typing import Final
 from relayd.config import integrated
 from relayd.config.reading import Reading
 from relayd.config.schema import ARRAYS, default, home
-from relayd.settings import OutboundTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +43,13 @@ class Extra:
 
 
 _NOT_YET: Final = "not built yet in this version"
-_DANE: Final = NotBuilt("TLS by DANE", (OutboundTls.DANE,))
 _CONSOLE: Final = NotBuilt("the web console")
 
 NOT_BUILT: Final[Mapping[str, NotBuilt]] = {
     "server.queue": NotBuilt("a queue in PostgreSQL"),
     "server.workers": NotBuilt("serving with more than one worker"),
-    "dns.trust_ad": NotBuilt("DNSSEC by the AD bit"),
     "listener.proxy_protocol": NotBuilt("the PROXY protocol"),
     "relay.send_as_header": NotBuilt("send-as for the From header"),
-    "domain.tls": _DANE,
-    "delivery.tls": _DANE,
-    "delivery.smart_host_tls": _DANE,
     "limits.messages_per_minute": NotBuilt("a limit of messages a minute"),
     "console.address": _CONSOLE,
     "console.tls": _CONSOLE,

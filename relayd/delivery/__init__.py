@@ -3,6 +3,7 @@
 from relayd.delivery.badmail import BadmailFolder
 from relayd.delivery.client import connect
 from relayd.delivery.connection import Connection
+from relayd.delivery.dane import Dane
 from relayd.delivery.dkim import Key, Signer
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.https import Https
@@ -24,6 +25,7 @@ __all__ = [
     "ClientTls",
     "Connection",
     "ConnectionPool",
+    "Dane",
     "Https",
     "Key",
     "KeytabInitiators",

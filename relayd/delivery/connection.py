@@ -47,8 +47,8 @@ class Connection(Protocol):
 
     :ivar target: where it leads.
     :ivar peer: ``host[address]:port``.
-    :ivar tls: ``TLSv1.3 TLS_AES_256_GCM_SHA384 verified``, without the last word where the certificate does not
-        hold; empty in the clear.
+    :ivar tls: ``TLSv1.3 TLS_AES_256_GCM_SHA384 verified``, ``dane`` where TLSA records vouch for the certificate,
+        without the last word where it does not hold; empty in the clear.
     :ivar offer: the service extensions of the next hop.
     :ivar messages: how many transactions it has carried.
     :ivar closed: called once when the connection has ended.
@@ -191,7 +191,7 @@ class Connection(Protocol):
     async def _start_tls(self, level: OutboundTls) -> None:
         self._stage = Stage.TLS
         try:
-            self._handshake = self._client_tls.handshake(self.target.name, level, self.target.tlsa)
+            self._handshake = self._client_tls.handshake(self.target.name, level, self.target.tlsa, self.target.also)
         except ValueError as error:
             raise self._fault(Stage.TLS, "4.7.5", f"No TLS with a host of this name: {self.target.name}") from error
         # What stands unread was sent in the clear, and is never read as if it came through TLS.
@@ -411,7 +411,8 @@ class Connection(Protocol):
             shaken.errback(self._fault(Stage.TLS, "4.7.5", f"The certificate does not hold: {error}"))
             return
         self._verified = agreed.verified
-        self.tls = f"{agreed.version} {agreed.cipher}{' verified' if agreed.verified else ''}"
+        held = " dane" if self.target.level is OutboundTls.DANE else " verified" if agreed.verified else ""
+        self.tls = f"{agreed.version} {agreed.cipher}{held}"
         shaken.callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

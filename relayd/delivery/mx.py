@@ -28,6 +28,7 @@ class Hop:
     :ivar socket: the path of a unix socket, in place of address and port.
     :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
     :ivar tlsa: where *tls* is DANE, what the certificate is held to.
+    :ivar name: then, the name that the records stand under; *also*: another that the certificate may carry.
     :ivar why: what made that level, for people.
     :ivar came_to: is told what TLS each message went over (as :attr:`Connection.tls`), where that is to be reported.
     :ivar via: the route it belongs to, where that is the way for mail whose own hosts fail.
@@ -40,6 +41,8 @@ class Hop:
     # Compared: who publishes what a host cannot meet must not stop the mail of others to that host.
     tls: OutboundTls | None = None
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
+    name: str = field(default="", compare=False)
+    also: str = field(default="", compare=False)
     why: str = field(default="", compare=False)
     came_to: Callable[[str], None] | None = field(default=None, compare=False)
     via: Route | None = field(default=None, compare=False)

@@ -113,6 +113,8 @@ class Sending:
             hop.address,
             hop.port,
             level,
+            hop.name,
+            also=hop.also,
             credential=route.credential,
             source_address=self._source,
             tlsa=hop.tlsa,

@@ -19,6 +19,7 @@ class Target:
     :ivar lmtp: it speaks LMTP (RFC 2033).
     :ivar socket: the path of a unix socket, in place of address and port.
     :ivar haste: it has another address to try: seconds to connect in, at most.
+    :ivar also: another name that its certificate may carry, where DANE names a CA.
     :ivar tlsa: what DANE holds the certificate to, where *tls* is DANE (RFC 7672).
     """
 
@@ -32,6 +33,7 @@ class Target:
     tlsa: tuple[Tlsa, ...] = ()
     lmtp: bool = False
     socket: str = ""
+    also: str = ""
     haste: float = field(default=math.inf, compare=False)
 
     @property

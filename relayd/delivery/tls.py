@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path as File
 
@@ -21,14 +23,15 @@ from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust,
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from relayd.delivery.tlsa import fault
 from relayd.model import Tls, Tlsa
 from relayd.settings import Delivery, OutboundTls
 
 #: Levels at which a certificate that does not hold ends the connection.
-VERIFYING = frozenset({OutboundTls.VERIFY, OutboundTls.IMPLICIT})
+VERIFYING = frozenset({OutboundTls.VERIFY, OutboundTls.IMPLICIT, OutboundTls.DANE})
 
 #: Levels that this version can serve; the others stop the start (configuration) and never weaken to one of these.
-SERVED = frozenset({OutboundTls.NONE, OutboundTls.MAY, OutboundTls.REQUIRE, OutboundTls.VERIFY, OutboundTls.IMPLICIT})
+SERVED = frozenset(OutboundTls) - {OutboundTls.STS}
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h: the ones that administrators meet.
 _VERIFY_ERRORS = {
@@ -99,11 +102,14 @@ class ClientTls:
     def of(cls, delivery: Delivery) -> ClientTls:
         return cls(delivery.ca, delivery.client_certificate, delivery.client_key)
 
-    def handshake(self, name: str, level: OutboundTls, tlsa: tuple[Tlsa, ...] = ()) -> Handshake:
+    def handshake(self, name: str, level: OutboundTls, tlsa: tuple[Tlsa, ...] = (), also: str = "") -> Handshake:
         """One handshake with the host *name*, a DNS name or an IP address.
 
         :param tlsa: what the certificate is held to where *level* is DANE.
+        :param also: another name that it may carry then.
         """
+        if level is OutboundTls.DANE:
+            return DaneHandshake(self._context, name, tlsa, also)
         return Handshake(self._context, name, must_hold=level in VERIFYING)
 
 
@@ -150,14 +156,14 @@ class Handshake:
 
         :raises Untrusted: the certificate must hold, and does not.
         """
-        fault = self._chain_fault or self._name_fault(connection)
-        if fault and self._must_hold:
-            raise Untrusted(fault)
+        why = self._chain_fault or self._name_fault(connection)
+        if why and self._must_hold:
+            raise Untrusted(why)
         return Tls(
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
             peer_name=self._name or self._address,
-            verified=not fault,
+            verified=not why,
         )
 
     def _name_fault(self, connection: SSL.Connection) -> str:
@@ -171,6 +177,24 @@ class Handshake:
         except ValueError:  # a host name that no certificate can carry
             return f"{self._name!r} cannot stand in a certificate"
         return ""
+
+
+class DaneHandshake(Handshake):
+    """One that is held to TLSA records, whatever the CAs that are trusted say (RFC 7672 3.1).
+
+    :param also: see :meth:`ClientTls.handshake`.
+    """
+
+    def __init__(self, context: SSL.Context, name: str, tlsa: tuple[Tlsa, ...], also: str) -> None:
+        super().__init__(context, name, must_hold=False)
+        self._tlsa = tlsa
+        self._names = [self._name, also] if also else [self._name]
+
+    def finished(self, connection: SSL.Connection) -> Tls:
+        chain = [certificate.to_cryptography() for certificate in connection.get_peer_cert_chain() or ()]
+        if why := fault(self._tlsa, chain, self._names, time.time()):
+            raise Untrusted(why)
+        return replace(super().finished(connection), verified=True)
 
 
 def _certificates(file: File) -> list[x509.Certificate]:

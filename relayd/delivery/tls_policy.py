@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from relayd.delivery.dane import Dane
 from relayd.delivery.mx import Hop
 from relayd.delivery.route import Route
 from relayd.delivery.sts import Sts
@@ -20,10 +21,12 @@ class TlsPolicy:
     """Asks what next hops publish of themselves.
 
     :param sts: knows the policies of MTA-STS; None: a route that is held to them has no hop.
+    :param dane: knows what certificates hosts publish; None: as above.
     """
 
-    def __init__(self, sts: Sts | None = None) -> None:
+    def __init__(self, sts: Sts | None = None, dane: Dane | None = None) -> None:
         self._sts = sts
+        self._dane = dane
 
     async def secured(self, route: Route, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
         """*hops* with the level that each must have; those that may not be used are left out.
@@ -34,4 +37,8 @@ class TlsPolicy:
             if self._sts is None:
                 raise Fault(_NOT_ASKED, "MTA-STS is not served here")
             return await self._sts.secured(route, hops)
+        if route.tls is OutboundTls.DANE:
+            if self._dane is None:
+                raise Fault(_NOT_ASKED, "DANE is not served here")
+            return await self._dane.secured(route, hops)
         return hops

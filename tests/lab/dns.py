@@ -28,14 +28,18 @@ class DnsServer:
 
     Answers come from :attr:`records`: `records["example.org", "MX"] = ["10 mx.example.org."]`, names in lower
     case without the final dot. A name without any record is NXDOMAIN. A CNAME is followed. A name in
-    :attr:`broken` gets SERVFAIL, one in :attr:`silent` no answer. :attr:`questions` counts what was asked.
+    :attr:`broken` (or a name and type) gets SERVFAIL, one in :attr:`silent` no answer. :attr:`questions` counts what
+    was asked. Answers about names in :attr:`secure` zones, and not in :attr:`insecure` ones, say that they were
+    validated (AD), to those who ask with DO.
 
     :param ttl: of every record, in seconds; also the negative TTL.
     """
 
     def __init__(self, records: Zone | None = None, *, ttl: int = 60) -> None:
         self.records: Zone = dict(records or {})
-        self.broken: set[str] = set()
+        self.broken: set[str | tuple[str, str]] = set()
+        self.secure: set[str] = set()
+        self.insecure: set[str] = set()
         self.silent: set[str] = set()
         self.questions: Counter[tuple[str, str]] = Counter()
         self.over_tcp = 0
@@ -94,15 +98,19 @@ class DnsServer:
         if name in self.silent:
             return None
         response = dns.message.make_response(question, recursion_available=True)
-        if name in self.broken:
+        if name in self.broken or (name, kind) in self.broken:
             response.set_rcode(dns.rcode.SERVFAIL)
             return response.to_wire()
+        names = [name]
         for _ in range(8):
             if (name, kind) in self.records or (name, "CNAME") not in self.records:
                 break
             target = self.records[name, "CNAME"]
             response.answer.append(dns.rrset.from_text_list(name + ".", self.ttl, "IN", "CNAME", target))
             name = target[0].rstrip(".").lower()
+            names.append(name)
+        if question.ednsflags & dns.flags.DO and all(self._is_secure(one) for one in names):
+            response.flags |= dns.flags.AD
         if (name, kind) in self.records:
             texts = self.records[name, kind]
             response.answer.append(dns.rrset.from_text_list(name + ".", self.ttl, "IN", kind, texts))
@@ -118,6 +126,12 @@ class DnsServer:
             response.answer.clear()
             response.flags |= dns.flags.TC
             return response.to_wire()
+
+    def _is_secure(self, name: str) -> bool:
+        def within(zones: set[str]) -> bool:
+            return any(name == zone or name.endswith(f".{zone}") for zone in zones)
+
+        return within(self.secure) and not within(self.insecure)
 
     def _udp_handler(self) -> type[socketserver.BaseRequestHandler]:
         lab = self

@@ -80,7 +80,7 @@ class TestConnecting:
         assert fault.peer == "mx.example[192.0.2.1]:25"
 
     def test_a_level_that_is_not_served_is_never_weakened(self, net: Net) -> None:
-        result = Result(net.connect(replace(TARGET, tls=OutboundTls.DANE)))
+        result = Result(net.connect(replace(TARGET, tls=OutboundTls.STS)))
         assert result.fault(PathFault).temporary
         assert net.attempts == 0
 

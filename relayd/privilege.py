@@ -35,23 +35,31 @@ def secrets(settings: Settings) -> Iterator[tuple[str, File]]:
 
 
 def hidden(settings: Settings) -> list[ConfigFault]:
-    """Secrets that ``server.user`` could not read, when root asks; a start finds out once it is that user."""
+    """Secrets and folders closed to ``server.user``, when root asks; a start finds out once it is that user."""
     if os.geteuid() != 0 or not settings.server.user:
         return []
     user = pwd.getpwnam(settings.server.user)
-    return [
-        ConfigFault(settings.file, settings.lines.get(key, 1), key, f"{file} cannot be read by {user.pw_name}")
+    fault = partial(ConfigFault, settings.file)
+    faults = [
+        fault(settings.lines.get(key, 1), key, f"{file} cannot be read by {user.pw_name}")
         for key, file in secrets(settings)
         if not may_read(user, file)
     ]
+    key, folder = "pickup.directory", settings.pickup.directory
+    if folder is not None and not all(_may(user, folder, how) for how in "rwx"):
+        text = f"{folder} cannot be read and written to by {user.pw_name}"
+        faults.append(fault(settings.lines.get(key, 1), key, text))
+    return faults
 
 
 def may_read(user: pwd.struct_passwd | None, file: File) -> bool:
     """Whether *user* may, when root asks; None: root itself."""
-    if user is None:
-        return True
+    return user is None or _may(user, file, "r")
+
+
+def _may(user: pwd.struct_passwd, file: File, how: str) -> bool:
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    command = ["test", "-r", os.fspath(file)]
+    command = ["test", f"-{how}", os.fspath(file)]
     return not subprocess.run(command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False).returncode
 
 

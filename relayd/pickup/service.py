@@ -90,6 +90,7 @@ class PickupFolder(Service):
         self._told: dict[str, str] = {}
         self._stuck: set[str] = set()  # names of files that were taken, and could not be queued
         self._again_at = 0.0
+        self._held = False  # whether the folder was ever this process's to empty
         self._ill = False  # whether the queue did not take what it was given
 
     def prepare(self) -> None:
@@ -101,6 +102,7 @@ class PickupFolder(Service):
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
+        self._watch.start()  # from before anybody is told that relayd is there
         self._begin()
 
     def stopService(self) -> Deferred[None]:
@@ -155,7 +157,9 @@ class PickupFolder(Service):
         """
         run = self._threads.run
         if await run(self._files.hold):
-            self._watch.stop()  # it may watch a folder that is not there any more
+            if self._held:
+                self._watch.stop()  # it watches a folder that is not there any more
+            self._held = True
         self._watch.start()
         now = self._reactor.seconds()
         if not self._again_at - AGAIN <= now < self._again_at:  # clocks are set back, too

@@ -184,6 +184,39 @@ def test_a_password_that_the_user_cannot_read_stops_the_start(open_directory: Pa
     assert re.search(r"relayd\.toml:[0-9]+: credential\[0\]\.password_file: .* cannot be read by nobody\n", said)
 
 
+def test_the_user_that_relayd_becomes_picks_up_what_others_write(open_directory: Path) -> None:
+    """It may not take leases of their files, so it looks longer; who has one open is seen all the same."""
+    if os.geteuid() != 0:
+        pytest.skip("root does not exist here")
+    folder = open_directory / "pickup"
+    folder.mkdir(0o755)
+    config = HEAD.replace("[server]", '[server]\nuser = "nobody"') + listener() + LOCAL
+    relay = Relay(open_directory, f'{config}[pickup]\ndirectory = "{folder}"\n')
+    assert "relayd may not read it and write to it" in refused(relay)
+    code, said = _checked(relay)
+    assert code == 1
+    assert re.search(r"relayd\.toml:[0-9]+: pickup\.directory: .* cannot be read and written to by nobody\n", said)
+    folder.chmod(0o777)
+    assert _checked(relay) == (0, "")
+    mail = b"From: a@local.example\nTo: b@local.example\nSubject: %b\n\nfirst\n"
+    with relay:
+        closed = folder / "closed"
+        closed.write_bytes(mail % b"closed")
+        closed.chmod(0o600)
+        with (folder / "open").open("wb", buffering=0) as writer:
+            writer.write(mail % b"open")
+            (folder / "whole").write_bytes(mail % b"whole")
+            relay.wait_for("accepted", file="whole")
+            relay.wait_for("notice", text=f"{closed}: it cannot be read: Permission denied")
+            assert list(relay.find("accepted", file="open")) == []
+            writer.write(b"second\n")
+        relay.wait_for("accepted", file="open")
+        relay.wait_for("delivered", count=2)
+        assert sorted(message.endswith(b"first\r\nsecond\r\n") for message in relay.dropped()) == [False, True]
+        assert closed.exists()
+    relay.assert_clean()
+
+
 def _checked(relay: Relay) -> tuple[int, str]:
     """What --check says: its exit code, and its complaints."""
     done = subprocess.run(

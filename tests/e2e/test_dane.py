@@ -19,6 +19,7 @@ from tests.lab.policy_host import loopback_address
 from tests.lab.relay import Relay
 from tests.lab.sink import RecordingSink
 from tests.lab.tlsa import text
+from tests.lab.unbound import Unbound
 
 FROM, TO = "alice@local.example", "bob@dest.example"
 MX1, MX2 = "mx1.dest.example", "mx2.dest.example"
@@ -194,3 +195,47 @@ def test_without_trust_it_does_not_start(world: World, start_relay: StartRelay) 
     assert relay.process is not None
     assert relay.process.wait(30) == 1
     assert any('delivery.tls: "dane" needs [dns] trust_ad = true' in line for line in relay.other_lines)
+
+
+def test_with_a_resolver_that_validates(start_relay: StartRelay, tmp_path: Path) -> None:
+    """A real one, and zones that are signed, unsigned, and forged: each host shows another certificate than the one
+    that is published."""
+    theirs = LabCA(tmp_path / "theirs")
+    leaves = {name: theirs.leaf(f"mx.{name}", filename=name) for name in ("good", "wrong", "plain", "forged")}
+    with ExitStack() as stack:
+        unbound = Unbound()
+        sinks: dict[str, RecordingSink] = {}
+        port = 0
+        for number, (name, leaf) in enumerate(leaves.items()):
+            sink = RecordingSink(loopback_address(60 + number), tls=leaf.server_context(), port=port)
+            sinks[name] = stack.enter_context(sink)
+            port = sink.port
+        for name, sink in sinks.items():
+            published = leaves["good"] if name == "wrong" else leaves[name]
+            unbound.zone(
+                f"{name}.example",
+                "@ MX 10 mx",
+                f"mx A {sink.host}",
+                f"_{port}._tcp.mx TLSA {text(3, 1, 1, published.certificate)}",
+                signed=name != "plain",
+                # Somebody on the way has another exchanger in mind.
+                forged=(sink.host, "127.0.0.1") if name == "forged" else None,
+            )
+        stack.enter_context(unbound)
+        relay = start_relay(
+            HEAD
+            + f'[dns]\nservers = ["{unbound.address}"]\ntrust_ad = true\n'
+            + listener()
+            + '[relay]\nlist = ["127.0.0.1"]\n[[domain]]\nname = "local.example"\n'
+            + f'[delivery]\ntls = "dane"\nport = {port}\nretry = ["1h"]\n'
+        )
+        for name in sinks:
+            send(relay, f"bob@{name}.example")
+        expected = {"good": "delivered", "wrong": "deferred", "plain": "delivered", "forged": "deferred"}
+        ends = {name: relay.wait_for(event, recipient=f"bob@{name}.example") for name, event in expected.items()}
+        assert ends["good"]["tls"].endswith(" dane")
+        assert not ends["plain"]["tls"].endswith((" dane", " verified"))
+        assert "matches no TLSA record" in ends["wrong"]["reply"]
+        assert ends["forged"]["reply"].startswith("451 4.4.3 ")
+        assert [len(sinks[name].mails) for name in sinks] == [1, 0, 1, 0]
+        relay.assert_clean()

@@ -42,6 +42,7 @@ DEBIAN = (
     "ca-certificates",
     "curl",
     "dovecot-lmtpd",
+    "ldnsutils",  # signs zones
     "libauthen-sasl-perl",  # swaks: AUTH mechanisms
     "libdigest-hmac-perl",  # swaks: CRAM-MD5
     "libnet-ssleay-perl",  # swaks: TLS
@@ -54,6 +55,7 @@ DEBIAN = (
     "swaks",
     "systemd",  # systemd-analyze
     "testssl.sh",
+    "unbound",
 )
 """Debian 12 packages. nodejs and npm join them when no `node` or `npm` is on the PATH: not all have Debian's."""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.model import NO_NAMES, Fault, Names
+from relayd.model import NO_NAMES, Fault, Names, Tlsa
 from relayd.resolver import NoSuchDomain, NullMx, Resolver, a_label
 from tests.lab.dns import DnsServer
 
@@ -302,3 +302,66 @@ def test_a_label(text: str, label: str) -> None:
 
 async def _wait(deferred: Deferred[T]) -> T:
     return await deferred
+
+
+class TestSecure:
+    """What was validated, by the word of a name server that is trusted (RFC 6840 5.8)."""
+
+    ZONE: ClassVar[dict[tuple[str, str], list[str]]] = {
+        ("dest.example", "MX"): ["10 mx.dest.example."],
+        ("mx.dest.example", "A"): ["192.0.2.1"],
+        ("alias.dest.example", "CNAME"): ["mx.dest.example."],
+        ("_25._tcp.mx.dest.example", "TLSA"): ["3 1 1 " + "ab" * 32],
+    }
+
+    @pytest.fixture
+    def trusting(self, server: DnsServer, clock: ThreadedClock) -> Iterator[Resolver]:
+        server.records.update(self.ZONE)
+        made = Resolver((server.address,), reactor=clock, clock=clock.seconds, hosts="/dev/null", trust_ad=True)
+        yield made
+        made.close()
+
+    def test_secure(self, server: DnsServer, clock: ThreadedClock, trusting: Resolver) -> None:
+        server.secure.add("dest.example")
+        assert clock.result(trusting.secure_mx("dest.example"))
+        assert clock.result(trusting.secure_mx("nothing.dest.example"))
+        assert clock.result(trusting.secure_names("mx.dest.example")) == ("mx.dest.example",)
+        assert clock.result(trusting.secure_names("Alias.dest.example.")) == ("mx.dest.example", "alias.dest.example")
+        assert clock.result(trusting.tlsa("mx.dest.example", 25)) == (Tlsa(3, 1, 1, b"\xab" * 32),)
+        assert clock.result(trusting.tlsa("mx.dest.example", 26)) == ()
+        assert clock.result(trusting.secure_names("gone.dest.example")) == ()
+        assert clock.result(trusting.secure_names("[192.0.2.1]")) == ()
+
+    def test_insecure(self, clock: ThreadedClock, trusting: Resolver) -> None:
+        assert not clock.result(trusting.secure_mx("dest.example"))
+        assert clock.result(trusting.secure_names("mx.dest.example")) == ()
+        assert clock.result(trusting.tlsa("mx.dest.example", 25)) == ()
+
+    def test_nobody_is_believed_who_is_not_trusted(
+        self, server: DnsServer, clock: ThreadedClock, resolver: Resolver
+    ) -> None:
+        server.records.update(self.ZONE)
+        server.secure.add("dest.example")
+        assert not clock.result(resolver.secure_mx("dest.example"))
+        assert clock.result(resolver.tlsa("mx.dest.example", 25)) == ()
+
+    def test_an_alias_into_an_insecure_zone(self, server: DnsServer, clock: ThreadedClock, trusting: Resolver) -> None:
+        server.secure.add("alias.dest.example")
+        assert clock.result(trusting.secure_names("alias.dest.example")) == ()
+
+    @pytest.mark.parametrize("broken", [("mx.dest.example", "AAAA"), ("mx.dest.example", "A")])
+    def test_a_family_that_fails_may_hide_what_is_secure(
+        self, server: DnsServer, clock: ThreadedClock, trusting: Resolver, broken: tuple[str, str]
+    ) -> None:
+        server.secure.add("dest.example")
+        server.broken.add(broken)
+        with pytest.raises(Fault) as raised:
+            clock.result(trusting.secure_names("mx.dest.example"))
+        assert raised.value.reply.enhanced == "4.4.3"
+
+    def test_a_failure_is_no_absence(self, server: DnsServer, clock: ThreadedClock, trusting: Resolver) -> None:
+        server.broken |= {"_25._tcp.mx.dest.example", "dest.example"}
+        for question in (trusting.tlsa("mx.dest.example", 25), trusting.secure_mx("dest.example")):
+            with pytest.raises(Fault) as raised:
+                clock.result(question)
+            assert raised.value.temporary

@@ -131,11 +131,15 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+#: How a sink is asked what to say to a whole message.
+WHOLE = (b".", b"BDAT LAST")
+
+
 def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(start_relay: StartRelay, small_disk: Path) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
     def answer(line: bytes) -> bytes | None:
-        if line == b".":
+        if line in WHOLE:
             arrived.set()
             assert go_on.wait(DEADLINE)
         return None
@@ -167,7 +171,7 @@ def test_a_message_that_is_dropped_while_it_is_sent(start_relay: StartRelay, con
     arrived, go_on = threading.Event(), threading.Event()
 
     def answer(line: bytes) -> bytes | None:
-        if line == b".":
+        if line in WHOLE:
             arrived.set()
             assert go_on.wait(DEADLINE)
             return b"550 5.7.1 never"
@@ -227,6 +231,10 @@ PATH_TROUBLE = {
     "gone at MAIL": (b"MAIL", HANG_UP),
     "gone at end": (b".", HANG_UP),
     "noise at EHLO": (b"EHLO", b"what?"),
+    "503 BDAT": (b"BDAT LAST", b"503 5.5.1 no"),
+    "538 BDAT": (b"BDAT LAST", b"538 5.7.11 encrypt"),
+    "421 BDAT": (b"BDAT LAST", b"421 4.3.2 closing"),
+    "gone at BDAT": (b"BDAT LAST", HANG_UP),
 }
 
 
@@ -236,10 +244,11 @@ def test_a_next_hop_in_trouble_never_makes_a_bounce(start_relay: StartRelay, tro
     sick = True
 
     def answer(line: bytes) -> bytes | None:
-        here = line == where if where in (b"", b".") else line.upper().startswith(where)
+        here = line == where if where in (b"", *WHOLE) else line.upper().startswith(where)
         return says if sick and here else None
 
-    with RecordingSink(answer=answer) as sink:
+    extensions = ("PIPELINING", "8BITMIME", *["CHUNKING"] * (where == b"BDAT LAST"))
+    with RecordingSink(answer=answer, extensions=extensions) as sink:
         relay = start_relay(relaying(sink.port))
         submit(relay, TO, "carol@elsewhere.example")
         relay.wait_for("deferred")

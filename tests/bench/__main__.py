@@ -1,5 +1,5 @@
-"""``make bench``: measures, and prints the tables of docs/performance.md. The word ``authentication`` in front measures
-that: see `tests.bench.authentication`.
+"""``make bench``: measures, and prints the tables of docs/performance.md. A word in front measures something else:
+``authentication``, ``crowd`` (many destinations, of which some hang): see the modules of these names.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.bench import authentication
+from tests.bench import authentication, crowd
 from tests.bench.machine import facts
 from tests.bench.scenarios import SCENARIOS, Result, Scenario, measure
 from tests.bench.servers import SERVERS, Server
@@ -21,10 +21,12 @@ from tests.lab.postfix import SmtpSink
 
 Results = dict[tuple[str, str], list[Result]]
 
+OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"authentication": authentication.main, "crowd": crowd.main}
+
 
 def main(arguments: Sequence[str]) -> int:
-    if arguments[:1] == ["authentication"]:
-        return authentication.main(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     options = _options(arguments)
     chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
     servers = [name for name in SERVERS if name in (options.server or SERVERS)]

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from tests.bench.machine import session_members
+from tests.lab.clients import HERE_AND_NOW, Place
 from tests.lab.net import wait_for
 from tests.lab.postfix import Postfix
 from tests.lab.relay import ENVIRONMENT
@@ -124,8 +125,15 @@ file = "log"
 class PostfixServer:
     """Postfix with Debian's settings, which make each message safe before its 250; see `tests.lab.postfix`."""
 
-    def __init__(self, next_hop: NextHop, directory: Path) -> None:
-        self._postfix = Postfix(next_hop, directory=directory)
+    def __init__(
+        self,
+        next_hop: NextHop,
+        directory: Path,
+        *,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        place: Place = HERE_AND_NOW,
+    ) -> None:
+        self._postfix = Postfix(next_hop, dict(settings), directory=directory, place=place)
         self._postfix.start()
         self.port = self._postfix.port
 

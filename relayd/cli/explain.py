@@ -10,25 +10,12 @@ from relayd.auth import Account, AccountsFile, AccountsFileError
 from relayd.auth.directory import directory_principal
 from relayd.cli.asking import asked
 from relayd.cli.context import COLOURS, Context, pass_context
+from relayd.cli.parameters import MailAddress
 from relayd.config import size as size_reader
 from relayd.directory import User
-from relayd.model import Fault, IPAddress, Names, Outcome, Path, client_address
+from relayd.model import IPAddress, Names, Outcome, Path, client_address
 from relayd.policy import Explanation, Policy, Question
 from relayd.policy import explain as explained
-from relayd.wire import parse_address
-
-
-class _Address(click.ParamType[Path]):
-    """A mail address; ``<>`` or nothing is the null reverse-path."""
-
-    name = "ADDRESS"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        text = str(value).removeprefix("<").removesuffix(">")
-        try:
-            return parse_address(text) if text else Path("")
-        except (ValueError, Fault) as error:
-            self.fail(f"{value}: {error}", param, ctx)
 
 
 class _Client(click.ParamType[IPAddress]):
@@ -49,8 +36,8 @@ class _Client(click.ParamType[IPAddress]):
 @click.option("--user", default="", metavar="NAME", help="Who authenticates; nobody where it is absent.")
 @click.option("--group", "groups", multiple=True, metavar="G", help="A group of the user's.")
 @click.option("--mechanism", default="", metavar="M", help="Default: the first that is offered.")
-@click.option("--from", "sender", required=True, type=_Address(), help="MAIL FROM.")
-@click.option("--to", "recipient", required=True, type=_Address(), help="RCPT TO.")
+@click.option("--from", "sender", required=True, type=MailAddress(), help="MAIL FROM.")
+@click.option("--to", "recipient", required=True, type=MailAddress(), help="RCPT TO.")
 @click.option("--size", default=None, metavar="BYTES", help="The declared size.")
 @click.option("--ask-directory", is_flag=True, help="Look the user up.")
 @pass_context

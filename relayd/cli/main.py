@@ -18,7 +18,7 @@ DONE, NO, AWAY = 0, 1, 2
 
 #: Each is a module of this package that has a command of its name. One is imported when it is asked for: the parts of
 #: relayd that it needs take longer to load than most commands take to run.
-COMMANDS: Final = ("account", "auth", "check", "directory", "explain", "join", "queue", "spn", "status")
+COMMANDS: Final = ("account", "auth", "check", "directory", "explain", "join", "queue", "route", "spn", "status")
 
 
 class _Commands(click.Group):

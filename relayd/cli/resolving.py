@@ -24,7 +24,7 @@ def resolved(settings: Settings, ask: Callable[[Resolver, Any], Awaitable[T]]) -
     results: list[T | Failure] = []
 
     async def run() -> None:
-        resolver = Resolver(settings.dns.servers, reactor=reactor)
+        resolver = Resolver(settings.dns.servers, reactor=reactor, trust_ad=settings.dns.trust_ad)
         try:
             results.append(await ask(resolver, reactor))
         except Exception:

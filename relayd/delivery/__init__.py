@@ -8,11 +8,14 @@ from relayd.delivery.dkim import Key, Signer
 from relayd.delivery.fault import PathFault, Stage
 from relayd.delivery.https import Https
 from relayd.delivery.kerberos import KeytabInitiators
+from relayd.delivery.mx import Hop
+from relayd.delivery.next_hops import NextHops
 from relayd.delivery.oauth import Tokens
 from relayd.delivery.pool import ConnectionPool, Sent
 from relayd.delivery.route import Route, RouteKind, Router
 from relayd.delivery.sasl import Authenticator
 from relayd.delivery.scheduler import Scheduler
+from relayd.delivery.sending import target_of
 from relayd.delivery.sts import Sts
 from relayd.delivery.sts_folder import PolicyFolder
 from relayd.delivery.target import Target, Timeouts
@@ -26,9 +29,11 @@ __all__ = [
     "Connection",
     "ConnectionPool",
     "Dane",
+    "Hop",
     "Https",
     "Key",
     "KeytabInitiators",
+    "NextHops",
     "PathFault",
     "PolicyFolder",
     "Roots",
@@ -45,4 +50,5 @@ __all__ = [
     "TlsPolicy",
     "Tokens",
     "connect",
+    "target_of",
 ]

@@ -29,6 +29,7 @@ class Hop:
     :ivar tls: what DNS or a published policy makes of the route's level here; None = that level.
     :ivar tlsa: where *tls* is DANE, what the certificate is held to.
     :ivar name: then, the name that the records stand under; *also*: another that the certificate may carry.
+    :ivar preference: of its MX record; None: there is none.
     :ivar why: what made that level, for people.
     :ivar came_to: is told what TLS each message went over (as :attr:`Connection.tls`), where that is to be reported.
     :ivar via: the route it belongs to, where that is the way for mail whose own hosts fail.
@@ -43,6 +44,7 @@ class Hop:
     tlsa: tuple[Tlsa, ...] = field(default=(), compare=False)
     name: str = field(default="", compare=False)
     also: str = field(default="", compare=False)
+    preference: int | None = field(default=None, compare=False)
     why: str = field(default="", compare=False)
     came_to: Callable[[str], None] | None = field(default=None, compare=False)
     via: Route | None = field(default=None, compare=False)
@@ -159,10 +161,11 @@ async def _exchangers(
         # RFC 5321 5.1: what is as good as ourselves, or worse, would send it back to us.
         by_preference = {p: hosts for p, hosts in by_preference.items() if p < ours}
     found: list[Hop] = []
-    for _, hosts in sorted(by_preference.items()):
+    for preference, hosts in sorted(by_preference.items()):
         order = list(hosts)
         shuffle(order)
-        found.extend(Hop(host, address, port) for host in order for address in interleaved(hosts[host]))
+        mx = preference if records else None
+        found.extend(Hop(h, address, port, preference=mx) for h in order for address in interleaved(hosts[h]))
     if found:
         return tuple(found[:HOPS])
     if failed is not None and (failed.temporary or not records):

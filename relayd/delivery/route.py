@@ -38,7 +38,7 @@ class Route:
     :ivar domain: for MX the domain to look up, for DROP the name of the local domain.
     :ivar tls: the least TLS that mail on this route must have.
     :ivar connections: how many at once, at most; *first*: before anything succeeded (0 = the scheduler knows best).
-    :ivar reason: the configuration key that chose this route; empty for MX by default.
+    :ivar reason: the configuration key that chose this route; empty for MX by default. *tls_reason*: that of its level.
     :ivar rewrite: the envelope sender: ``relay@corp.example``, or ``*@corp.example`` for its domain alone; or empty.
     :ivar rate: how many messages, at most; *paced_by*: all routes of that name keep it together.
     :ivar fallback: the way for mail whose hosts cannot be found or reached.
@@ -52,6 +52,7 @@ class Route:
     credential: Credential | None = None
     connections: int = 20
     reason: str = ""
+    tls_reason: str = ""
     first: int = 0
     rewrite: str = ""
     rate: Rate | None = None
@@ -114,20 +115,20 @@ class Router:
         table = self._domains.find(domain)
         if table is not None and table.kind is DomainKind.LOCAL:
             return self._local(table)
-        tls = table.tls if table is not None else None
         if table is not None and table.route:
             route = Route(
                 RouteKind.HOPS,
                 f"route {_texts(table.route)}",
                 hops=table.route,
-                tls=tls or delivery.tls,
+                tls=delivery.tls,
                 credential=self._credential(table.auth),
                 reason=f"{table.origin}.route",
+                tls_reason="delivery.tls",
             )
         elif delivery.smart_host and not delivery.direct_first:
-            route = self._smart_host(tls)
+            route = self._smart_host()
         else:
-            route = self._direct(domain, table, tls or delivery.tls)
+            route = self._direct(domain, table)
         return self._as_written(route, table)
 
     def _local(self, table: Domain) -> Route:
@@ -140,32 +141,34 @@ class Router:
         route = Route(RouteKind.LMTP, server.text, hops=(server,), tls=tls, connections=connections)
         return replace(route, reason=f"{table.origin}.deliver")
 
-    def _smart_host(self, tls: OutboundTls | None) -> Route:
+    def _smart_host(self) -> Route:
         delivery = self._settings.delivery
+        own = delivery.smart_host_tls
         return Route(
             RouteKind.HOPS,
             f"smart host {_texts(delivery.smart_host)}",
             hops=delivery.smart_host,
-            tls=tls or delivery.smart_host_tls or delivery.tls,
+            tls=own or delivery.tls,
             credential=self._credential(delivery.smart_host_auth),
             reason="delivery.smart_host",
+            tls_reason="delivery.smart_host_tls" if own else "delivery.tls",
         )
 
-    def _direct(self, domain: str, table: Domain | None, tls: OutboundTls) -> Route:
+    def _direct(self, domain: str, table: Domain | None) -> Route:
         delivery = self._settings.delivery
         name = fold(domain)
         reason = table.origin if table is not None else ""
         credential = self._credential(table.auth if table is not None else "")
         literal = _literal(name)
         if literal is not None:
-            route = Route(RouteKind.HOPS, f"address {literal.text}", hops=(literal,), tls=tls, reason=reason)
+            route = Route(RouteKind.HOPS, f"address {literal.text}", hops=(literal,), tls=delivery.tls, reason=reason)
         else:
-            route = Route(RouteKind.MX, f"mx {name}", name, tls=tls, reason=reason)
-        route = replace(route, credential=credential)
+            route = Route(RouteKind.MX, f"mx {name}", name, tls=delivery.tls, reason=reason)
+        route = replace(route, credential=credential, tls_reason="delivery.tls")
         if not delivery.smart_host:
             return route
         # The level and the credential of a domain are for its own hosts.
-        other = self._smart_host(None)
+        other = self._smart_host()
         other = replace(other, key=_key(other))
         return replace(
             route, key=f"{route.key}, then {other.key}", fallback=other, reason=reason or "delivery.direct_first"
@@ -175,6 +178,8 @@ class Router:
         """*route* with what its ``[[domain]]`` says of any route, and the key that all of it makes."""
         connections = (table.connections if table is not None else 0) or self._settings.delivery.connections_per_hop
         route = replace(route, connections=connections)
+        if table is not None and table.tls is not None:
+            route = replace(route, tls=table.tls, tls_reason=f"{table.origin}.tls")
         if table is not None:
             paced = table.origin if table.rate is not None else ""
             route = replace(route, rewrite=table.rewrite_sender, rate=table.rate, paced_by=paced)

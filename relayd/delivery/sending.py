@@ -54,6 +54,28 @@ class Requeue(Exception):
     """The hop takes no more connections for now, but works: the job's place is at the head of its queue."""
 
 
+def target_of(route: Route, hop: Hop, source_address: str = "", haste: float = math.inf) -> Target:
+    """How to speak to *hop* for mail on *route*.
+
+    :param haste: as :attr:`Target.haste`.
+    """
+    route = hop.via or route
+    return Target(
+        hop.host,
+        hop.address,
+        hop.port,
+        hop.tls or route.tls,
+        hop.name,
+        also=hop.also,
+        credential=route.credential,
+        source_address=source_address,
+        tlsa=hop.tlsa,
+        lmtp=route.kind is RouteKind.LMTP,
+        socket=hop.socket,
+        haste=haste,
+    )
+
+
 class Sending:
     """Sends jobs.
 
@@ -99,29 +121,11 @@ class Sending:
             route = destination.route
             hosts = [hop.host for hop in found]
             destination.hops = tuple(
-                (hop, self._target(route, hop, HASTE if hop.host in hosts[n:] else math.inf))
+                (hop, target_of(route, hop, self._source, HASTE if hop.host in hosts[n:] else math.inf))
                 for n, hop in enumerate(found, 1)
             )
             destination.hops_until = now + KEEP_HOPS
         return await self._try(destination, job)
-
-    def _target(self, route: Route, hop: Hop, haste: float) -> Target:
-        route = hop.via or route
-        level = hop.tls or route.tls
-        return Target(
-            hop.host,
-            hop.address,
-            hop.port,
-            level,
-            hop.name,
-            also=hop.also,
-            credential=route.credential,
-            source_address=self._source,
-            tlsa=hop.tlsa,
-            lmtp=route.kind is RouteKind.LMTP,
-            socket=hop.socket,
-            haste=haste,
-        )
 
     async def _outgoing(self, route: Route, held: Held) -> MessageBody:
         if self._signer is None or route.local:

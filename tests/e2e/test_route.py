@@ -1,0 +1,219 @@
+"""``relayctl route``: the way of a recipient's mail, and what the next hops offer."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.configurations import HEAD, listener, password_file
+from tests.lab.ca import LabCA
+from tests.lab.dns import DnsServer
+from tests.lab.net import free_port
+from tests.lab.relay import Relay
+from tests.lab.sink import RecordingSink
+
+ZONE = {
+    ("dest.example", "MX"): ["20 mx2.dest.example.", "10 mx1.dest.example."],
+    ("mx1.dest.example", "A"): ["127.0.0.1"],
+    ("mx2.dest.example", "A"): ["127.0.0.2"],
+    ("null.example", "MX"): ["0 ."],
+    ("self.example", "MX"): ["10 relay.example."],
+    ("relay.example", "A"): ["127.0.0.1"],
+}
+
+
+@pytest.fixture
+def dns() -> Iterator[DnsServer]:
+    with DnsServer(ZONE) as running:
+        running.broken.add("broken.example")
+        yield running
+
+
+class Way:
+    """Answers of relayctl to one configuration; no relay runs."""
+
+    def __init__(self, directory: Path, dns: DnsServer, text: str = "") -> None:
+        head = HEAD + f'[dns]\nservers = ["{dns.address}"]\n' + listener()
+        local = '[[domain]]\nname = "local.example"\naliases = ["old.example"]\n'
+        self.relay = Relay(directory, head + local + text)
+
+    def document(self, address: str, *options: str, code: int = 0) -> Any:
+        done = self.relay.ctl("--json", "route", address, *options)
+        assert (done.returncode, done.stderr) == (code, ""), done
+        return json.loads(done.stdout)
+
+    def text(self, address: str, *options: str, code: int = 0) -> str:
+        done = self.relay.ctl("route", address, *options)
+        assert (done.returncode, done.stderr) == (code, ""), done
+        return "\n".join(line.rstrip() for line in done.stdout.splitlines())
+
+
+def test_mx(tmp_path: Path, dns: DnsServer) -> None:
+    way = Way(tmp_path, dns)
+    document = way.document("bob@dest.example")
+    assert (document["kind"], document["way"]["kind"], document["way"]["name"]) == ("remote", "mx", "mx dest.example")
+    assert [(h["host"], h["address"], h["port"], h["preference"]) for h in document["hops"]] == [
+        ("mx1.dest.example", "127.0.0.1", 25, 10),
+        ("mx2.dest.example", "127.0.0.2", 25, 20),
+    ]
+    assert document["tls"] == {"level": "may", "written": "may", "rule": "delivery.tls", "line": 0}
+    shown = way.text("bob@dest.example").splitlines()
+    assert [" ".join(line.split()) for line in shown] == [
+        "RULE LINE",
+        "address bob@dest.example",
+        "domain remote",
+        "way mx dest.example",
+        "TLS may delivery.tls",
+        "connections 20 at most",
+        "",
+        "TRIED MX TLS WHY",
+        "mx1.dest.example[127.0.0.1]:25 10 may",
+        "mx2.dest.example[127.0.0.2]:25 20 may",
+        "",
+        "there is a way",
+    ]
+
+
+@pytest.mark.parametrize("address", ["bob@local.example", "bob@old.example", "bob", "Postmaster"])
+def test_local(tmp_path: Path, dns: DnsServer, address: str) -> None:
+    document = Way(tmp_path, dns).document(address)
+    assert (document["kind"], document["domain"], document["way"]["kind"]) == ("local", "local.example", "drop")
+    assert document["way"]["name"] == str(tmp_path / "state" / "drop")
+    assert document["rule"] == ("domain[0].aliases[0]" if "old" in address else "domain[0]")
+    assert document["line"] > 0
+    assert document["hops"] == []
+
+
+def test_a_domain_with_everything(tmp_path: Path, dns: DnsServer) -> None:
+    secret = password_file(tmp_path, "p4ss")
+    text = (
+        '[[domain]]\nname = "*.partner.example"\nkind = "remote"\nroute = ["[127.0.0.9]:2525", "gone.example:26"]\n'
+        'auth = "provider"\nrewrite_sender = "*@corp.example"\nconnections = 3\nrate = "30/1m"\n'
+        f'[[credential]]\nname = "provider"\nuser = "relay"\npassword_file = "{secret}"\n'
+    )
+    way = Way(tmp_path, dns, text)
+    document = way.document("bob@x.partner.example")
+    assert document["rule"] == "domain[1]"
+    assert document["way"]["rule"] == "domain[1].route"
+    assert (document["tls"]["level"], document["tls"]["written"]) == ("verify", "may")
+    assert document["credential"] == {"name": "provider", "kind": "password"}
+    assert (document["sender"]["example"], document["sender"]["becomes"]) == ("user@local.example", "user@corp.example")
+    assert document["sender"]["rule"] == "domain[1].rewrite_sender"
+    assert (document["connections"], document["rate"]) == (3, "30 in 60 s")
+    assert [(h["address"], h["port"], h["tls"]) for h in document["hops"]] == [("127.0.0.9", 2525, "verify")]
+    assert document["left_out"] == ["gone.example:26"]
+    shown = way.text("bob@x.partner.example")
+    assert "verify, raised from may for the credential" in shown
+    assert "Left out: gone.example:26" in shown
+    assert "p4ss" not in shown + json.dumps(document)
+
+
+def test_smart_host_and_masquerade(tmp_path: Path, dns: DnsServer) -> None:
+    text = '[delivery]\nsmart_host = ["127.0.0.9:26"]\nmasquerade_domain = "corp.example"\nsmart_host_tls = "require"\n'
+    document = Way(tmp_path, dns, text).document("bob@dest.example")
+    assert (document["way"]["kind"], document["way"]["rule"]) == ("hops", "delivery.smart_host")
+    assert (document["tls"]["level"], document["tls"]["rule"]) == ("require", "delivery.smart_host_tls")
+    assert document["sender"]["rule"] == "delivery.masquerade_domain"
+
+
+def test_direct_first(tmp_path: Path, dns: DnsServer) -> None:
+    text = '[delivery]\nsmart_host = ["127.0.0.9:26"]\ndirect_first = true\n'
+    document = Way(tmp_path, dns, text).document("bob@dest.example")
+    assert [(h["address"], h["way"]) for h in document["hops"]] == [
+        ("127.0.0.1", ""),
+        ("127.0.0.2", ""),
+        ("127.0.0.9", "smart host 127.0.0.9:26"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "exit_code", "code", "enhanced"),
+    [
+        ("bob@null.example", 1, 556, "5.1.10"),
+        ("bob@nowhere.example", 1, 550, "5.1.2"),
+        ("bob@self.example", 1, 554, "5.4.6"),
+        ("bob@broken.example", 2, 451, "4.4.3"),
+        ("bob%elsewhere.example", 1, 550, "5.7.1"),
+    ],
+)
+def test_no_way(tmp_path: Path, dns: DnsServer, address: str, exit_code: int, code: int, enhanced: str) -> None:
+    way = Way(tmp_path, dns)
+    document = way.document(address, code=exit_code)
+    assert (document["ok"], document["code"], document["enhanced"]) == (False, code, enhanced)
+    what = "there is no way: " if exit_code == 1 else "nobody can tell for now: "
+    assert f"{what}{code} {enhanced} " in way.text(address, code=exit_code)
+
+
+def test_secure_by_dane(tmp_path: Path, dns: DnsServer) -> None:
+    dns.secure.add("dest.example")
+    dns.records["_25._tcp.mx1.dest.example", "TLSA"] = ["3 1 1 " + "ab" * 32]
+    way = Way(tmp_path, dns, '[delivery]\ntls = "dane"\n')
+    way.relay.config.write_text(way.relay.config.read_text().replace("[dns]\n", "[dns]\ntrust_ad = true\n"))
+    hops = way.document("bob@dest.example")["hops"]
+    assert [(h["host"], h["tls"], h["why"]) for h in hops] == [
+        ("mx1.dest.example", "dane", "DANE: 1 TLSA record"),
+        ("mx2.dest.example", "may", "DANE: no TLSA records"),
+    ]
+
+
+def test_probe(tmp_path: Path, dns: DnsServer, ca: LabCA) -> None:
+    """One that is well, one whose certificate is a stranger's, one that is not there, one that never says a word."""
+    stranger = LabCA(tmp_path / "stranger")
+    good, bad = (one.leaf("localhost", filename="probe").server_context() for one in (ca, stranger))
+    secret = password_file(tmp_path, "p4ss")
+    with (
+        RecordingSink(tls=good, accounts={"relay": "p4ss"}) as well,
+        RecordingSink(tls=bad) as untrusted,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        ports = [well.port, untrusted.port, free_port(), silent.getsockname()[1]]
+        hops = ", ".join(f'"localhost:{port}"' for port in ports)
+        text = (
+            f'[delivery]\nsmart_host = [{hops}]\nsmart_host_auth = "provider"\nca = "{ca.path}"\n'
+            f'[[credential]]\nname = "provider"\nuser = "relay"\npassword_file = "{secret}"\n'
+        )
+        way = Way(tmp_path, dns, text)
+        found = way.document("bob@elsewhere.example", "--probe")["hops"]
+        probes = {hop["port"]: hop["probe"] for hop in found if hop["address"] == "127.0.0.1"}
+        first, *others = (probes[port] for port in ports)
+        assert first["ok"]
+        assert first["tls"].endswith(" verified")
+        assert first["mechanisms"] == ["PLAIN", "LOGIN"]
+        assert {"PIPELINING", "CHUNKING", "SMTPUTF8"} <= set(first["extensions"])
+        assert [other["ok"] for other in others] == [False] * 3
+        assert "self-signed certificate in chain" in others[0]["reply"]
+        assert "Connection refused" in others[1]["reply"]
+        assert "No answer within 10 s" in others[2]["reply"]
+        (session,) = well.wait_sessions()
+        assert session.auth is None
+        assert session.lines[-1] == b"QUIT"
+        assert well.mails == []
+    assert "no next hop passes" in way.text("bob@elsewhere.example", "--probe", code=2)
+
+
+@pytest.mark.parametrize("address", ["bob@@x", "<>", "", "bob@x\x1b[31m", "a b@x.example"])
+def test_what_is_no_address(tmp_path: Path, dns: DnsServer, address: str) -> None:
+    done = Way(tmp_path, dns).relay.ctl("route", address)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_international_addresses(tmp_path: Path, dns: DnsServer) -> None:
+    dns.records["xn--bcher-kva.example", "MX"] = ["10 mx1.dest.example."]
+    assert Way(tmp_path, dns).document("josé@bücher.example")["way"]["name"] == "mx xn--bcher-kva.example"
+
+
+def test_a_mail_store(tmp_path: Path, dns: DnsServer) -> None:
+    text = '[[domain]]\nname = "store.example"\ndeliver = "lmtp+unix:///nowhere/lmtp"\n'
+    way = Way(tmp_path, dns, text)
+    document = way.document("bob@store.example")
+    assert (document["way"]["kind"], document["way"]["rule"]) == ("lmtp", "domain[1].deliver")
+    assert document["hops"][0]["socket"] == "/nowhere/lmtp"
+    assert "/nowhere/lmtp" in way.text("bob@store.example")
+    assert not way.document("bob@store.example", "--probe", code=2)["hops"][0]["probe"]["ok"]

@@ -1,8 +1,8 @@
 """DNS for those who decide and those who deliver: names of a client, mail exchangers, addresses of a host.
 
-dnspython blocks, so it runs in a thread pool of its own. What waits for a thread is bounded: when DNS hangs,
-the callers hear 451 4.3.2 at once instead of queueing up. Answers are kept for their TTL, and equal questions
-that are asked at the same time become one.
+dnspython runs in a thread of its own, where a question that nobody answers holds a socket and nobody else up. How
+many may be asked is bounded: beyond that, callers hear 451 4.3.2 at once. Answers are kept for their TTL, and equal
+questions that are asked at the same time become one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+import dns.asyncbackend
+import dns.asyncresolver
 import dns.exception
 import dns.flags
 import dns.message
@@ -26,13 +28,12 @@ import dns.reversename
 import idna
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThread
 from twisted.names.hosts import searchFileForAll
 from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 
 from relayd.model import NO_NAMES, Fault, IPAddress, Names, Reply, Tlsa
-from relayd.threads import BoundedPool
+from relayd.threads import AsyncioThread
 
 __all__ = ["NoSuchDomain", "NullMx", "Resolver", "a_label"]
 
@@ -44,8 +45,8 @@ KEEP_FAILURE = 5.0
 CACHE_SIZE = 20_000
 #: PTR names of one address that are looked at: whoever owns the reverse zone chooses how many there are.
 PTR_NAMES = 8
-#: What may be asked and wait for a thread, beyond the threads themselves.
-WAITING = 256
+#: Questions under way at once: so many sockets.
+AT_ONCE = 500
 
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
@@ -83,6 +84,8 @@ class _Answer:
 
 _Key = tuple[dns.name.Name, str]
 
+_ASYNCIO = dns.asyncbackend.get_backend("asyncio")
+
 
 @lru_cache(maxsize=4096)
 def a_label(domain: str) -> str:
@@ -113,10 +116,10 @@ class Resolver:
     :param servers: addresses of name servers, ``192.0.2.1``, ``192.0.2.1:53``, ``2001:db8::1`` or
         ``[2001:db8::1]:53``; none = the system's.
     :param reactor: takes the answers from the threads.
-    :param name: of its thread pool. Clients choose what is asked about them, so whoever else asks has another resolver.
-    :param timeout: seconds for one question, all servers and the wait for a thread together.
-    :param threads: questions under way at most.
-    :param waiting: questions that may wait for a thread.
+    :param name: of its thread. Clients choose what is asked about them, so whoever else asks has another resolver.
+    :param timeout: seconds for one question, all servers together.
+    :param at_once: questions under way at most.
+    :param waiting: questions that may wait for one of those to end; their own time begins then.
     :param hosts: the hosts(5) file that :meth:`addresses` reads first.
     :param trust_ad: believe the name servers that an answer is secure (RFC 6840 5.8); else none ever is.
     """
@@ -128,8 +131,8 @@ class Resolver:
         reactor: IReactorFromThreads,
         name: str = "dns",
         timeout: float = 5.0,
-        threads: int = 8,
-        waiting: int = WAITING,
+        at_once: int = AT_ONCE,
+        waiting: int = 0,
         clock: Callable[[], float] = time.monotonic,
         hosts: str = "/etc/hosts",
         trust_ad: bool = False,
@@ -137,7 +140,7 @@ class Resolver:
         self._clock = clock
         self._timeout = timeout
         self._hosts = FilePath(hosts)
-        self._pool = BoundedPool(name, reactor, threads=threads, waiting=waiting)
+        self._thread = AsyncioThread(name, reactor, at_once=at_once, waiting=waiting)
         self._cache: dict[_Key, tuple[float, _Answer]] = {}
         self._asked: dict[_Key, list[Deferred[_Answer]]] = {}
         self._closed = False
@@ -281,9 +284,9 @@ class Resolver:
         self._cache.clear()
 
     def close(self) -> Deferred[None]:
-        """Takes no more questions. Fires when the threads have ended; nobody needs to wait for that."""
+        """Takes no more questions. Fires when the thread has ended; nobody needs to wait for that."""
         self._closed = True
-        return deferToThread(self._pool.stop)
+        return self._thread.end()
 
     def _ask(self, name: dns.name.Name, kind: str) -> Deferred[_Answer]:
         key = (name, kind)
@@ -300,7 +303,7 @@ class Resolver:
             answer.errback(Fault(Reply.of(451, "4.3.2", "System not accepting messages"), "the resolver is closed"))
         else:
             self._asked[key] = [answer]
-            self._pool.run(self._resolve, name, kind, self._clock() + self._timeout).addCallbacks(
+            self._thread.run(self._resolve, name, kind).addCallbacks(
                 self._answered, self._unasked, callbackArgs=(key,), errbackArgs=(key,)
             )
         return answer
@@ -320,20 +323,21 @@ class Resolver:
         for waiting in self._asked.pop(key):
             waiting.errback(failure)
 
-    def _resolve(self, name: dns.name.Name, kind: str, until: float) -> _Answer:
-        """Asks; in a thread of the pool."""
-        left = until - self._clock()
-        if self._closed or left <= 0:
-            # What waits behind questions that nobody answers is not to wait for each of them.
-            return _Answer(failure=f"{name} {kind}: too many questions before it", ttl=0)
+    async def _resolve(self, name: dns.name.Name, kind: str) -> _Answer:
+        """Asks; in the thread, by asyncio."""
         if kind in ("A", "AAAA") and (known := self._in_hosts_file(name)):
             wanted = IPv4Address if kind == "A" else IPv6Address
             return _Answer(tuple(a for a in known if isinstance(a, wanted)), ttl=KEEP_FAILURE)
         if self._stub is None:
             return _Answer(failure=self._unconfigured)
         try:
-            found = self._stub.resolve(
-                name, kind, raise_on_no_answer=False, lifetime=left, search=not name.is_absolute()
+            found = await self._stub.resolve(
+                name,
+                kind,
+                raise_on_no_answer=False,
+                lifetime=self._timeout,
+                search=not name.is_absolute(),
+                backend=_ASYNCIO,
             )
         except dns.resolver.NXDOMAIN as error:
             responses: dict[Any, dns.message.QueryMessage] = error.kwargs.get("responses", {})
@@ -367,10 +371,10 @@ async def _all(asked: Sequence[Deferred[_Answer]]) -> list[_Answer]:
     return [answer for _, answer in results]
 
 
-def _stub(servers: Sequence[str], trust_ad: bool) -> tuple[dns.resolver.Resolver | None, str]:
+def _stub(servers: Sequence[str], trust_ad: bool) -> tuple[dns.asyncresolver.Resolver | None, str]:
     """dnspython's resolver, or why there is none."""
     try:
-        stub = dns.resolver.Resolver(configure=not servers)
+        stub = dns.asyncresolver.Resolver(configure=not servers)
     except dns.resolver.NoResolverConfiguration as error:
         return None, f"no name server is configured: {error}"
     if servers:

@@ -173,7 +173,9 @@ class RelayService(MultiService):
         self.totals = Totals()
         self.events.subscribe(self.totals)
         self.policy = Policy(settings)
-        self.resolver = Resolver(settings.dns.servers, reactor=reactor, trust_ad=settings.dns.trust_ad)
+        # Each transaction may ask for a domain, or for the addresses of two hosts, at the same time.
+        waiting = 4 * settings.delivery.connections
+        self.resolver = Resolver(settings.dns.servers, reactor=reactor, trust_ad=settings.dns.trust_ad, waiting=waiting)
         self._client_names = Resolver(settings.dns.servers, reactor=reactor, name="names")
         self.store = SqliteStore(settings.server.state / "queue", reactor=reactor, events=self.events)
         self._signing: BoundedPool | None = None

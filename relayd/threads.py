@@ -1,10 +1,11 @@
-"""Bounded thread pools, for the libraries that block."""
+"""Bounded thread pools, for the libraries that block; and a thread for those that speak asyncio."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from threading import Thread
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, fail
 from twisted.internet.interfaces import IReactorFromThreads
@@ -100,3 +101,86 @@ class BoundedPool:
 
         Thread(target=wait, name=f"end of {self.name}").start()
         return ended
+
+
+class AsyncioThread:
+    """Runs coroutines of asyncio in one thread: up to *at_once*, with at most *waiting* more in line.
+
+    For what would hold a thread for as long as the other end is silent: here it holds a socket. A full one answers at
+    once, as :class:`BoundedPool`. The thread starts with the first call.
+    """
+
+    def __init__(self, name: str, reactor: IReactorFromThreads, *, at_once: int, waiting: int) -> None:
+        self.name = name
+        self.pending = 0
+        self._at_once = at_once
+        self._most = at_once + waiting
+        self._reactor = reactor
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop itself does not keep them alive
+
+    def run(self, begin: Callable[..., Coroutine[Any, Any, T]], *args: object) -> Deferred[T]:
+        """The result of ``await begin(*args)`` in the thread; cancelled there = 451 4.3.2."""
+        if self.pending >= self._most:
+            return fail(_busy(f"{self.name} is full ({self.pending} calls)"))
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            Thread(target=self._run, args=(self._loop,), name=self.name, daemon=True).start()
+        self.pending += 1
+        result: Deferred[T] = Deferred()
+
+        def done(value: T | Failure) -> None:
+            self.pending -= 1
+            if isinstance(value, Failure):
+                result.errback(value)
+            else:
+                result.callback(value)
+
+        async def call() -> None:
+            value: T | Failure
+            try:
+                async with self._turn:
+                    value = await begin(*args)
+            except asyncio.CancelledError:
+                value = Failure(_busy(f"{self.name} ends"))
+            except Exception:
+                value = Failure()
+            self._reactor.callFromThread(done, value)
+
+        self._loop.call_soon_threadsafe(self._start, call)
+        return result
+
+    def end(self) -> Deferred[None]:
+        """Cancels what runs. Fires when the thread has ended; it takes no more calls."""
+        self._most = 0
+        ended: Deferred[None] = Deferred()
+        if self._loop is None:
+            ended.callback(None)
+        else:
+            self._ended = ended
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = None
+        return ended
+
+    # ---- in the thread -----------------------------------------------------------------------------------------
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        self._turn = asyncio.Semaphore(self._at_once)
+        try:
+            loop.run_forever()
+            for task in self._tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*self._tasks))
+        finally:
+            loop.close()
+            self._reactor.callFromThread(self._ended.callback, None)
+
+    def _start(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(call())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _busy(detail: str) -> Fault:
+    return Fault(Reply.of(451, "4.3.2", "System busy, please try again later"), detail)

@@ -269,8 +269,8 @@ class TestCache:
         assert server.questions["example.org", "MX"] == 1
 
 
-def test_a_full_pool_answers_at_once(server: DnsServer, clock: ThreadedClock) -> None:
-    resolver = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=0.3, threads=1, waiting=1)
+def test_a_full_resolver_answers_at_once(server: DnsServer, clock: ThreadedClock) -> None:
+    resolver = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=0.3, at_once=1, waiting=1)
     server.silent.update(("a.example", "b.example"))
     waiting = [Deferred.fromCoroutine(resolver.mx(name)) for name in ("a.example", "b.example")]
     with pytest.raises(Fault) as caught:
@@ -281,6 +281,34 @@ def test_a_full_pool_answers_at_once(server: DnsServer, clock: ThreadedClock) ->
             clock.result(_wait(question))
     server.records["c.example", "MX"] = ["1 a.example."]
     assert clock.result(resolver.mx("c.example")) == ((1, "a.example"),)
+    resolver.close()
+
+
+def test_questions_that_nobody_answers_hold_up_no_other(server: DnsServer, clock: ThreadedClock) -> None:
+    resolver = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=60.0)
+    silent = [f"d{number}.example" for number in range(100)]
+    server.silent.update(silent)
+    waiting = [Deferred.fromCoroutine(resolver.mx(name)) for name in silent]
+    server.records["c.example", "MX"] = ["1 a.example."]
+    assert clock.result(resolver.mx("c.example")) == ((1, "a.example"),)
+    assert resolver.waiting == 100
+    ended = resolver.close()
+    with pytest.raises(Fault) as caught:
+        clock.result(_wait(waiting[0]))
+    assert caught.value.reply.enhanced == "4.3.2"
+    for question in waiting[1:]:
+        question.addErrback(lambda _: None)
+    clock.result(_wait(ended))
+
+
+def test_the_time_of_a_question_begins_when_it_is_asked(server: DnsServer, clock: ThreadedClock) -> None:
+    resolver = Resolver((server.address,), reactor=clock, clock=clock.seconds, timeout=0.5, at_once=1, waiting=1)
+    server.silent.add("a.example")
+    server.records["b.example", "MX"] = ["1 a.example."]
+    silent = Deferred.fromCoroutine(resolver.mx("a.example"))
+    assert clock.result(resolver.mx("b.example")) == ((1, "a.example"),)
+    with pytest.raises(Fault):
+        clock.result(_wait(silent))
     resolver.close()
 
 

@@ -1,5 +1,6 @@
 """``make bench``: measures, and prints the tables of docs/performance.md. A word in front measures something else:
-``authentication``, ``crowd`` (many destinations, of which some hang): see the modules of these names.
+``authentication``, ``crowd`` (many destinations, of which some hang), ``million`` (a long queue): see the modules of
+these names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.bench import authentication, crowd
+from tests.bench import authentication, crowd, million
 from tests.bench.machine import facts
 from tests.bench.scenarios import SCENARIOS, Result, Scenario, measure
 from tests.bench.servers import SERVERS, Server
@@ -21,7 +22,11 @@ from tests.lab.postfix import SmtpSink
 
 Results = dict[tuple[str, str], list[Result]]
 
-OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"authentication": authentication.main, "crowd": crowd.main}
+OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "authentication": authentication.main,
+    "crowd": crowd.main,
+    "million": million.main,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -274,6 +274,10 @@ class Resolver:
         :raises Fault: 451 4.4.3, DNS failed; 451 4.3.2, too many questions wait.
         """
         name = f"_{port}._tcp.{host}"
+        try:
+            name = a_label(name)
+        except NoSuchDomain:  # too long
+            return ()
         answer = await self._ask(dns.name.from_text(name), "TLSA")
         if answer.failure:
             raise _unanswered(name, answer)

@@ -126,13 +126,12 @@ async def _hops(settings: Settings, way: _Way, probe: bool, resolver: Resolver, 
 
 
 def _policies(settings: Settings, route: Route, resolver: Resolver, reactor: Any) -> Sts | None:
-    """What MTA-STS says, with the policies that relayd keeps; those that are fetched now are kept as well, where this
-    user may."""
+    """What MTA-STS says, with the policies that relayd keeps."""
     if OutboundTls.STS not in (route.tls, route.fallback and route.fallback.tls):
         return None
-    folder = settings.server.state / "sts"
+    folder = PolicyFolder(settings.server.state / "sts", read_only=True)  # relayd may run, as another user
     https = Https(reactor, resolver, Roots(settings.delivery.ca))
-    return Sts(resolver, https, PolicyFolder(folder) if folder.is_dir() else None, Events(), reactor)
+    return Sts(resolver, https, folder, Events(), reactor)
 
 
 async def _probed(settings: Settings, targets: Sequence[Target], reactor: Any) -> list[dict[str, Any]]:

@@ -37,10 +37,14 @@ class Kept:
 
 
 class PolicyFolder:
-    """Policies in files of *folder*. Blocking: for a thread."""
+    """Policies in files of *folder*. Blocking: for a thread.
 
-    def __init__(self, folder: File) -> None:
+    :param read_only: it is another process's: nothing is kept or removed.
+    """
+
+    def __init__(self, folder: File, *, read_only: bool = False) -> None:
         self._folder = folder
+        self._read_only = read_only
 
     def load(self, now: float) -> tuple[list[Kept], list[str]]:
         """What is kept and still holds, the least lately used first; and what is wrong with the other files.
@@ -52,12 +56,12 @@ class PolicyFolder:
         with contextlib.suppress(FileNotFoundError):
             for file in sorted(self._folder.iterdir()):
                 if file.name.startswith("."):  # of a process that died
-                    file.unlink(missing_ok=True)
+                    self._discard(file)
                     continue
                 try:
                     one = _read(file, now)
                     if one.expired(now):
-                        file.unlink(missing_ok=True)
+                        self._discard(file)
                     else:
                         kept.append(one)
                 except (OSError, ValueError) as error:
@@ -66,13 +70,19 @@ class PolicyFolder:
 
     def keep(self, kept: Kept) -> None:
         """:raises OSError: it cannot be written; what was there before is still there."""
+        if self._read_only:
+            return
         head = f"domain: {kept.domain}\nid: {kept.id}\nfetched: {kept.fetched:.0f}\nused: {kept.used:.0f}\n"
         durable.make_folder(self._folder)
         durable.write(self._folder, _name(kept.domain), [head.encode(), str(kept.policy).encode()])
         durable.sync_folder(self._folder)
 
     def remove(self, domain: str) -> None:
-        (self._folder / _name(domain)).unlink(missing_ok=True)
+        self._discard(self._folder / _name(domain))
+
+    def _discard(self, file: File) -> None:
+        if not self._read_only:
+            file.unlink(missing_ok=True)
 
 
 def is_domain(text: str) -> bool:

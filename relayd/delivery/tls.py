@@ -191,8 +191,12 @@ class DaneHandshake(Handshake):
         self._names = [self._name, also] if also else [self._name]
 
     def finished(self, connection: SSL.Connection) -> Tls:
-        chain = [certificate.to_cryptography() for certificate in connection.get_peer_cert_chain() or ()]
-        if why := fault(self._tlsa, chain, self._names, time.time()):
+        try:
+            chain = [certificate.to_cryptography() for certificate in connection.get_peer_cert_chain() or ()]
+            why = fault(self._tlsa, chain, self._names, time.time())
+        except Exception as error:  # a stranger's certificate, of whatever kind: what cannot be read does not hold
+            raise Untrusted(f"certificate cannot be read: {error}") from error
+        if why:
             raise Untrusted(why)
         return replace(super().finished(connection), verified=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,21 @@ def test_a_mail_store(tmp_path: Path, dns: DnsServer) -> None:
     assert document["hops"][0]["socket"] == "/nowhere/lmtp"
     assert "/nowhere/lmtp" in way.text("bob@store.example")
     assert not way.document("bob@store.example", "--probe", code=2)["hops"][0]["probe"]["ok"]
+
+
+def test_mta_sts_with_what_relayd_keeps(tmp_path: Path, dns: DnsServer, ca: LabCA) -> None:
+    """The policy's host is not there; what relayd fetched once is, and stays as it is."""
+    folder = tmp_path / "state" / "sts"
+    folder.mkdir(parents=True)
+    text = (
+        f"domain: dest.example\nid: 1\nfetched: {time.time():.0f}\nused: {time.time():.0f}\n"
+        "version: STSv1\nmode: enforce\nmax_age: 604800\nmx: mx2.dest.example\n"
+    )
+    for name, content in {"dest.example": text, ".other.example.part": "half", "bad.example": "nonsense"}.items():
+        (folder / name).write_text(content)
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    hops = Way(tmp_path, dns, f'[delivery]\ntls = "sts"\nca = "{ca.path}"\n').document("bob@dest.example")["hops"]
+    assert [(h["host"], h["tls"], h["why"]) for h in hops] == [
+        ("mx2.dest.example", "verify", "MTA-STS policy: enforce")
+    ]
+    assert {file.name: file.read_text() for file in folder.iterdir()} == before

@@ -22,7 +22,7 @@ from zope.interface import Interface, implementer
 from relayd.events import Events, MessageAccepted
 from relayd.model import Client, Envelope, Fault, Path, Principal, Recipient, Reply, Rule, Sender, Verdict
 from relayd.policy import Policy, Rewritten, is_postmaster, plain_local
-from relayd.queue import Claim, Draft, Store
+from relayd.queue import Claim, Draft, Onward, Store, hand_on
 from relayd.settings import Domain, DomainKind, Settings
 from relayd.wire import Header, count_received, missing_fields, parse_address, received_header, sent_from
 
@@ -70,17 +70,6 @@ class IRelayDelivery(IMessageDelivery):
 
     def message(sender: Sender, recipients: tuple[Recipient, ...]) -> IBulkMessage:
         """A message to be filled."""
-
-
-class Onward(Protocol):
-    """Who delivers: has it room for a message straight from memory?"""
-
-    @property
-    def room(self) -> int: ...
-
-    def take(self, claim: Claim) -> None: ...
-
-    def wake(self) -> None: ...
 
 
 class Recipients(Protocol):
@@ -278,10 +267,7 @@ class RelayMessage:
                 rewritten=envelope.rewritten,
             )
         )
-        if claim is not None:
-            realm.onward.take(claim)
-        else:
-            realm.onward.wake()
+        hand_on(realm.onward, claim)
         return message_id
 
     def _release(self) -> Deferred[None] | None:

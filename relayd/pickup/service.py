@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path as File
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
@@ -20,7 +20,7 @@ from relayd.pickup.folder import BATCH, BLOCK, Files, Look, Taken, called
 from relayd.pickup.submission import Content, Refused, Submission
 from relayd.pickup.watch import Watch
 from relayd.policy import Policy, fold
-from relayd.queue import KEEP, Claim, Draft, Store, made_at
+from relayd.queue import KEEP, Claim, Draft, Onward, Store, hand_on, made_at
 from relayd.settings import Settings
 from relayd.threads import BoundedPool
 from relayd.wire import count_received, missing_fields, section, submitted_header
@@ -39,17 +39,6 @@ _FOLDER, _QUEUE, _REMOVAL, _ITSELF = "/", "/queue", "/removal", "/itself"
 
 class _Unfinished(Exception):
     """A file cannot be sent yet; the text says why."""
-
-
-class Onward(Protocol):
-    """Who delivers."""
-
-    @property
-    def room(self) -> int: ...
-
-    def take(self, claim: Claim) -> None: ...
-
-    def wake(self) -> None: ...
 
 
 class PickupFolder(Service):
@@ -291,10 +280,7 @@ class PickupFolder(Service):
                 file=name,
             )
         )
-        if claim is not None:
-            self._onward.take(claim)
-        else:
-            self._onward.wake()
+        hand_on(self._onward, claim)
 
     async def _written(self, draft: Draft, opened: Taken) -> Envelope:
         """Writes the message into *draft*; its envelope.

@@ -1,6 +1,7 @@
 """Kept safe: the store interface, its SQLite back end, and the retry schedule."""
 
 from relayd.queue.ids import made_at
+from relayd.queue.onward import Onward, hand_on
 from relayd.queue.schedule import delay_notice_due, next_attempt
 from relayd.queue.sqlite import KEEP, SqliteStore
 from relayd.queue.store import (
@@ -31,6 +32,7 @@ __all__ = [
     "MessageBody",
     "MessageState",
     "NewMessage",
+    "Onward",
     "QueueEntry",
     "QueuedRecipient",
     "RecipientEntry",
@@ -38,6 +40,7 @@ __all__ = [
     "SqliteStore",
     "Store",
     "delay_notice_due",
+    "hand_on",
     "made_at",
     "next_attempt",
 ]

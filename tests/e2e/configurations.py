@@ -48,3 +48,8 @@ def password_file(directory: Path, password: str) -> Path:
     file.write_text(password + "\n")
     file.chmod(0o600)
     return file
+
+
+def picking_up(smart_host: int, folder: Path, more: str = "") -> str:
+    """As :func:`relaying`, with a pickup folder."""
+    return relaying(smart_host, more=f'[pickup]\ndirectory = "{folder}"\n{more}')

@@ -58,3 +58,11 @@ def start_relay(tmp_path: Path) -> Iterator[StartRelay]:
     for relay in started:
         if relay.process is not None and relay.process.poll() is None:
             relay.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A pickup folder."""
+    folder = tmp_path / "pickup"
+    folder.mkdir()
+    return folder

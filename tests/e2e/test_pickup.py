@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.configurations import relaying
+from tests.e2e.configurations import picking_up
 from tests.e2e.conftest import StartRelay
 from tests.lab.relay import Relay
 from tests.lab.sink import Mail, RecordingSink
@@ -26,19 +26,8 @@ Hi
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pickup"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def relay(start_relay: StartRelay, sink: RecordingSink, folder: Path) -> Relay:
-    return start_relay(config(sink, folder))
-
-
-def config(sink: RecordingSink, folder: Path, more: str = "") -> str:
-    return relaying(sink.port, more=f'[pickup]\ndirectory = "{folder}"\n{more}')
+    return start_relay(picking_up(sink.port, folder))
 
 
 def parsed(mail: Mail) -> email.message.EmailMessage:
@@ -147,7 +136,7 @@ def test_what_cannot_be_read_is_said_once(start_relay: StartRelay, sink: Recordi
     secret = folder.parent / "secret"
     secret.write_bytes(HAND)
     (folder / "link").symlink_to(secret)
-    start_relay(config(sink, folder))
+    start_relay(picking_up(sink.port, folder))
     (folder / "good").write_bytes(HAND)
     sink.wait(1)
     (folder / "again").write_bytes(HAND)
@@ -171,7 +160,7 @@ def test_a_folder_that_vanishes_and_comes_back(relay: Relay, sink: RecordingSink
 
 def test_what_was_taken_before_a_crash_is_sent_once(start_relay: StartRelay, sink: RecordingSink, folder: Path) -> None:
     """Taken and not queued: it is sent. Queued and still there: it is not sent again."""
-    relay = start_relay(config(sink, folder))
+    relay = start_relay(picking_up(sink.port, folder))
     (folder / "mail").write_bytes(HAND)
     sink.wait(1)
     relay.wait_for("delivered", count=2)
@@ -191,7 +180,7 @@ def test_a_folder_that_relayd_may_not_write_to_stops_the_start(tmp_path: Path, s
     folder = tmp_path / "pickup"
     folder.mkdir()
     (folder / ".relayd").write_text("in the way")
-    relay = Relay(tmp_path, config(sink, folder))
+    relay = Relay(tmp_path, picking_up(sink.port, folder))
     relay.start(ready=False)
     assert relay.process is not None
     assert relay.process.wait(30) == 1
@@ -200,7 +189,7 @@ def test_a_folder_that_relayd_may_not_write_to_stops_the_start(tmp_path: Path, s
 
 def test_masquerade_and_the_history(start_relay: StartRelay, sink: RecordingSink, folder: Path) -> None:
     relay = start_relay(
-        config(sink, folder).replace("[delivery]\n", '[delivery]\nmasquerade_domain = "corp.example"\n')
+        picking_up(sink.port, folder).replace("[delivery]\n", '[delivery]\nmasquerade_domain = "corp.example"\n')
     )
     (folder / "mail").write_bytes(HAND.replace(b"Alice <alice@local.example>", b"alice"))
     assert sink.wait(1)[0].sender == "alice@corp.example"

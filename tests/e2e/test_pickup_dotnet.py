@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.configurations import relaying
+from tests.e2e.configurations import picking_up
 from tests.e2e.conftest import StartRelay
 from tests.lab import clients
 from tests.lab.relay import Relay
@@ -19,15 +19,8 @@ FROM = "alice@local.example"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pickup"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def relay(start_relay: StartRelay, sink: RecordingSink, folder: Path) -> Relay:
-    return start_relay(relaying(sink.port, more=f'[pickup]\ndirectory = "{folder}"\n'))
+    return start_relay(picking_up(sink.port, folder))
 
 
 def parsed(mail: Mail) -> EmailMessage:

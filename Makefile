@@ -52,6 +52,10 @@ test: packages lint
 bench: packages
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
+# Each property of the tests with many more examples than make test takes: FUZZ_EXAMPLES says how many (5000).
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n $(JOBS) -m hypothesis --hypothesis-profile=fuzz --timeout 3600 tests/unit $(PYTEST_ARGS)
+
 # A domain controller on loopback until Ctrl-C, and what to type to try relayd with it.
 lab: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.lab

@@ -1,4 +1,4 @@
-"""The systemd unit: it is well formed, and leaves little to whoever breaks in."""
+"""The systemd unit and the AppArmor profile: well formed, and little is left to whoever breaks in."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def test_its_exposure(tmp_path: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", UNIT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_apparmor_profile_is_well_formed() -> None:
+    profile = UNIT.parent / "apparmor" / "opt.relayd"
+    command = ["apparmor_parser", "--skip-kernel-load", "--skip-cache", profile]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -39,6 +39,7 @@ CACHE = ROOT / "var" / "lab"
 """Where npm's and PyPI's extras go. Nothing in it is committed."""
 
 DEBIAN = (
+    "apparmor",  # apparmor_parser
     "ca-certificates",
     "curl",
     "dovecot-lmtpd",

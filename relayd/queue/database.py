@@ -24,6 +24,8 @@ CHECKED: Final = 64 * 1024 * 1024
 #: Where a lock or an fsync may not mean what it should.
 _NETWORK: Final = ("nfs", "cifs", "smb3", "smbfs", "fuse.sshfs")
 
+FILES_SQL: Final = "SELECT id, size FROM message INDEXED BY message_file WHERE in_file AND finished_at IS NULL"
+
 Connect = Callable[..., sqlite3.Connection]
 
 
@@ -156,6 +158,7 @@ def open_reader(path: str, connect: Connect = sqlite3.connect) -> sqlite3.Connec
     """A connection for short snapshots."""
     connection = connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 
@@ -211,6 +214,7 @@ def _shape(connection: sqlite3.Connection, path: str) -> None:
             f"BEGIN IMMEDIATE; {schema.TABLES}"
             f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = {schema.VERSION}; COMMIT;"
         )
+    connection.executescript(schema.INDEXES)
     connection.executescript(schema.TRIGGERS)
 
 
@@ -219,7 +223,7 @@ def _take_over(connection: sqlite3.Connection, places: Places, now: float, disk:
     connection.execute(
         "UPDATE recipient SET leased = 0, due_at = min(due_at, ?) WHERE state < 2 AND state = 0 AND leased", (now,)
     )
-    files = dict(connection.execute("SELECT id, size FROM message WHERE in_file AND finished_at IS NULL").fetchall())
+    files = dict(connection.execute(FILES_SQL).fetchall())
     missing = []
     for number in files:
         message_id = ids.encode(number)

@@ -14,6 +14,9 @@ from relayd.queue.body import BodyFiles, FileBody, SmallBody
 from relayd.queue.rows import STATE_OF, STATES, decode_envelope, decode_recipient
 from relayd.queue.store import Filter, HistoryEntry, MessageBody, QueueEntry, RecipientEntry
 
+#: Both read an index alone, in its order: nothing is sorted, however many wait.
+COUNTS_SQL = "SELECT state, count(*), sum(due_at > ? AND NOT leased) FROM recipient WHERE state < 2 GROUP BY state"
+OPEN_SQL = "SELECT count(*) FROM message INDEXED BY message_open WHERE finished_at IS NULL"
 NEXT_DUE_SQL = "SELECT min(due_at) FROM recipient WHERE state < 2 AND state = 0"
 
 
@@ -31,6 +34,19 @@ def _glob(pattern: str) -> str:
     return "" if pattern == "<>" else pattern.lower().replace("[", "[[]")
 
 
+def _folded(text: str, pattern: str) -> str:
+    """The SQL for *text* in lower case, as far as *pattern* can tell.
+
+    A function of Python's takes the interpreter's lock for each row, and gets it late beside a busy reactor.
+    """
+    return f"lower({text})" if pattern.isascii() else f"fold({text})"
+
+
+def _in_queue(wanted: Filter) -> bool:
+    """Whether *wanted* means nothing but what is in the queue."""
+    return not wanted.ids and (wanted.state is None or not wanted.state.final)
+
+
 def _conditions(wanted: Filter, now: float) -> tuple[str, list[Any]]:
     """The WHERE clause on message m, and its values."""
     where: list[str] = []
@@ -39,13 +55,14 @@ def _conditions(wanted: Filter, now: float) -> tuple[str, list[Any]]:
         numbers = [number for text in wanted.ids if (number := ids.decode(text)) is not None]
         where.append("m.id IN (SELECT value FROM json_each(?))")
         values.append(json.dumps(numbers))
-    elif wanted.state is None or not wanted.state.final:
-        where.append("m.id IN (SELECT message FROM recipient WHERE state < 2)")
+    elif _in_queue(wanted):
+        where.append("m.finished_at IS NULL")
     if wanted.sender:
-        where.append(
-            "fold(json_extract(m.envelope, '$.sender[0]') || CASE json_extract(m.envelope, '$.sender[1]')"
-            " WHEN '' THEN '' ELSE '@' || json_extract(m.envelope, '$.sender[1]') END) GLOB ?"
+        sender = (
+            "json_extract(m.envelope, '$.sender[0]') || CASE json_extract(m.envelope, '$.sender[1]')"
+            " WHEN '' THEN '' ELSE '@' || json_extract(m.envelope, '$.sender[1]') END"
         )
+        where.append(f"{_folded(sender, wanted.sender)} GLOB ?")
         values.append(_glob(wanted.sender))
     if wanted.older:
         where.append("m.received_at <= ?")
@@ -55,13 +72,14 @@ def _conditions(wanted: Filter, now: float) -> tuple[str, list[Any]]:
         some.append("r.state = ?")
         values.append(STATES[wanted.state])
     if wanted.recipient:
-        some.append("fold(r.local || CASE r.domain WHEN '' THEN '' ELSE '@' || r.domain END) GLOB ?")
+        address = "r.local || CASE r.domain WHEN '' THEN '' ELSE '@' || r.domain END"
+        some.append(f"{_folded(address, wanted.recipient)} GLOB ?")
         values.append(_glob(wanted.recipient))
     if wanted.domain:
-        some.append("fold(r.domain) GLOB ?")
+        some.append(f"{_folded('r.domain', wanted.domain)} GLOB ?")
         values.append(_glob(wanted.domain))
     if wanted.error:
-        some.append("instr(fold(r.last_reply), ?) > 0")
+        some.append(f"instr({_folded('r.last_reply', wanted.error)}, ?) > 0")
         values.append(wanted.error.lower())
     if some:
         where.append(f"EXISTS (SELECT 1 FROM recipient AS r WHERE r.message = m.id AND {' AND '.join(some)})")
@@ -75,8 +93,9 @@ def matching(connection: sqlite3.Connection, wanted: Filter, now: float, limit: 
     """
     where, values = _conditions(wanted, now)
     order = "DESC" if wanted.state is not None and wanted.state.final else "ASC"
+    by = " INDEXED BY message_open" if _in_queue(wanted) else ""
     rows = connection.execute(
-        f"SELECT m.id FROM message AS m WHERE {where} ORDER BY m.id {order} LIMIT ?", (*values, limit or -1)
+        f"SELECT m.id FROM message AS m{by} WHERE {where} ORDER BY m.id {order} LIMIT ?", (*values, limit or -1)
     ).fetchall()
     return [row[0] for row in rows]
 
@@ -192,13 +211,12 @@ def counts(connection: sqlite3.Connection, now: float) -> dict[str, int]:
     result = {"queued": 0, "deferred": 0, "held": 0, "messages": 0}
     connection.execute("BEGIN")
     try:
-        for state, later, count in connection.execute(
-            "SELECT state, due_at > ? AND NOT leased, count(*) FROM recipient WHERE state < 2 GROUP BY 1, 2", (now,)
-        ):
-            result["held" if state == 1 else "deferred" if later else "queued"] += count
-        result["messages"] = connection.execute(
-            "SELECT count(DISTINCT message) FROM recipient WHERE state < 2"
-        ).fetchone()[0]
+        for state, count, later in connection.execute(COUNTS_SQL, (now,)):
+            if state == 1:
+                result["held"] = count
+            else:
+                result["queued"], result["deferred"] = count - later, later
+        (result["messages"],) = connection.execute(OPEN_SQL).fetchone()
     finally:
         connection.execute("COMMIT")
     return result

@@ -65,6 +65,13 @@ CREATE TABLE history (
 ) WITHOUT ROWID;
 """
 
+#: Made where they are missing, whenever a queue is opened: an older relayd works with them, and without. For looks at
+#: the whole queue: messages that wait, in the order in which they came; those of them that have a file.
+INDEXES: Final = """
+CREATE INDEX IF NOT EXISTS message_open ON message (id, finished_at) WHERE finished_at IS NULL;
+CREATE INDEX IF NOT EXISTS message_file ON message (id, size) WHERE in_file AND finished_at IS NULL;
+"""
+
 #: Columns of ``work`` and of ``act``.
 WIDTH: Final = 15
 

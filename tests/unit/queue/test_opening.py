@@ -15,6 +15,7 @@ from relayd.model import Fault
 from relayd.queue import SqliteStore
 from relayd.queue.database import refuse_network
 from relayd.queue.schema import VERSION
+from relayd.queue.store import Filter
 from tests.unit.queue.conftest import MakeStore
 from tests.unit.queue.loop import Loop, put
 
@@ -138,6 +139,18 @@ def test_a_newer_queue_is_left_alone(loop: Loop, make_store: MakeStore, director
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
     assert f"newer relayd (version {VERSION + 1}, this one knows {VERSION})" in refused(loop, directory)
+
+
+def test_a_queue_of_an_older_relayd_gets_what_looks_at_long_queues_need(
+    loop: Loop, make_store: MakeStore, directory: Path
+) -> None:
+    loop.wait(make_store().close())
+    connection = sqlite3.connect(directory / "0.db")
+    connection.executescript("DROP INDEX message_open; DROP INDEX message_file;")
+    connection.close()
+    store = make_store()
+    assert loop.wait(store.list(Filter())) == ()
+    assert loop.wait(store.counts())["messages"] == 0
 
 
 def test_a_path_that_cannot_be(loop: Loop, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from relayd.queue import Claim, MessageState, QueuedRecipient, ids, reads
 from relayd.queue.body import SmallBody
-from relayd.queue.database import Places, open_database
+from relayd.queue.database import FILES_SQL, Places, open_database
 from relayd.queue.disk import Disk
 from relayd.queue.operations import DUE_SQL, PURGE_SQL, claim, purge
 from relayd.queue.rows import attempt_rows, message_rows, renew_rows
+from relayd.queue.store import Filter
 from relayd.queue.writer import insert_rows
 from tests.unit.queue.loop import attempt, envelope
 
@@ -93,6 +94,8 @@ ACTS: dict[str, Callable[[sqlite3.Connection, int], Any]] = {
     "show": reads.show,
     "history": reads.history,
     "body": lambda queue, number: reads.body(queue, number, FILES),
+    "list": lambda queue, number: reads.entries(queue, Filter(limit=20), NOW),
+    "files": lambda queue, number: queue.execute(FILES_SQL).fetchall(),
     "purge": lambda queue, number: purge(queue, NOW + 1, 5),
 }
 
@@ -120,4 +123,13 @@ def test_statements_use_indexes(queues: dict[int, sqlite3.Connection], sql: str,
     told = plan(queues[100_000], sql, values)
     assert "SEARCH" in told
     assert "SCAN" not in told, told
+    assert "TEMP B-TREE" not in told, told
+
+
+@pytest.mark.parametrize(("sql", "values"), [(reads.COUNTS_SQL, (NOW,)), (reads.OPEN_SQL, ())])
+def test_who_counts_everything_reads_an_index_alone(
+    queues: dict[int, sqlite3.Connection], sql: str, values: tuple[Any, ...]
+) -> None:
+    told = plan(queues[100_000], sql, values)
+    assert "COVERING INDEX" in told, told
     assert "TEMP B-TREE" not in told, told

@@ -1,6 +1,5 @@
 """``make bench``: measures, and prints the tables of docs/performance.md. A word in front measures something else:
-``authentication``, ``crowd`` (many destinations, of which some hang), ``million`` (a long queue): see the modules of
-these names.
+``authentication``, ``crowd`` (many destinations, of which some hang), ``backlog`` (a long queue): see these modules.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.bench import authentication, crowd, million
+from tests.bench import authentication, backlog, crowd
 from tests.bench.machine import facts
 from tests.bench.scenarios import SCENARIOS, Result, Scenario, measure
 from tests.bench.servers import SERVERS, Server
@@ -24,8 +23,8 @@ Results = dict[tuple[str, str], list[Result]]
 
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "authentication": authentication.main,
+    "backlog": backlog.main,
     "crowd": crowd.main,
-    "million": million.main,
 }
 
 

@@ -152,7 +152,7 @@ class Tls:
     :ivar peer_name: outbound: the name the peer's certificate was held to; *verified*: it did.
     :ivar binding: inbound: channel binding data, ``tls-server-end-point:`` and the certificate's hash (RFC 5929 4).
     :ivar certificate: inbound: the client's certificate (DER), once it was verified; empty: none, or not good.
-    :ivar distrust: inbound: why a certificate that the client showed is not good.
+    :ivar distrust: why a certificate that the other end showed is not good.
     :ivar undecided: inbound: why nobody can tell for now whether it is good; that is never the client's fault.
     """
 

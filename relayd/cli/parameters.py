@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from relayd.cli.context import shown
 from relayd.model import Fault, Path
 from relayd.wire import parse_address
 
@@ -17,5 +18,7 @@ class MailAddress(click.ParamType[Path]):
         text = str(value).removeprefix("<").removesuffix(">")
         try:
             return parse_address(text) if text else Path("")
+        except UnicodeEncodeError:
+            self.fail(shown(f"{value}: it is not UTF-8"), param, ctx)
         except (ValueError, Fault) as error:
-            self.fail(f"{value}: {error}", param, ctx)
+            self.fail(shown(f"{value}: {error}"), param, ctx)

@@ -15,7 +15,6 @@ from relayd.delivery.pool import ConnectionPool, Sent
 from relayd.delivery.route import Route, RouteKind, Router
 from relayd.delivery.sasl import Authenticator
 from relayd.delivery.scheduler import Scheduler
-from relayd.delivery.sending import target_of
 from relayd.delivery.sts import Sts
 from relayd.delivery.sts_folder import PolicyFolder
 from relayd.delivery.target import Target, Timeouts
@@ -50,5 +49,4 @@ __all__ = [
     "TlsPolicy",
     "Tokens",
     "connect",
-    "target_of",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -18,8 +20,31 @@ from relayd.delivery.sasl import Authenticator
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import SERVED, ClientTls
 from relayd.model import IPAddress, Reply
+from relayd.settings import OutboundTls
 
 DEFAULT_TIMEOUTS = Timeouts()
+
+
+async def as_allowed(
+    target: Target, opening: Callable[[Target], Deferred[Connection]], broken: Callable[[PathFault], None] | None = None
+) -> Connection:
+    """A connection to *target* by *opening*, which is :func:`connect`; where TLS breaks that nobody asked for, in the
+    clear.
+
+    :param broken: is told how TLS broke.
+    :raises PathFault: there is none.
+    """
+    try:
+        return await opening(target)
+    except PathFault as fault:
+        if not fault.cleartext:
+            raise
+        if broken is not None:
+            broken(fault)
+    # The message goes in the clear rather than not at all (RFC 7435 3).
+    connection = await opening(replace(target, tls=OutboundTls.NONE))
+    connection.target = target  # kept for whoever asks the same again
+    return connection
 
 
 def connect(
@@ -31,15 +56,17 @@ def connect(
     in_thread: InThread,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     authenticator: Authenticator | None = None,
+    made: Callable[[Connection], None] = lambda connection: None,
 ) -> Deferred[Connection]:
     """Connects to *target*, says EHLO, starts TLS and authenticates, as the target asks.
 
     :param hostname: relayd's own name, for EHLO.
     :param in_thread: where files are read (``BoundedPool.run``).
+    :param made: is told of the connection as soon as it stands, before anything is said.
     :returns: fires with a usable connection; fails with :class:`PathFault`. Cancelling it gives up.
     """
     return Deferred.fromCoroutine(
-        _connect(reactor, target, hostname, tls, timeouts, in_thread, authenticator or Authenticator(in_thread))
+        _connect(reactor, target, hostname, tls, timeouts, in_thread, authenticator or Authenticator(in_thread), made)
     )
 
 
@@ -51,6 +78,7 @@ async def _connect(
     timeouts: Timeouts,
     in_thread: InThread,
     authenticator: Authenticator,
+    made: Callable[[Connection], None],
 ) -> Connection:
     if target.level not in SERVED:
         reply = Reply.of(451, "4.7.5", f"TLS by {target.level.value} is not served")
@@ -68,6 +96,7 @@ async def _connect(
         text = f"No connection: {_why(error, seconds)}"
         reply = Reply.of(451, "4.4.1", text)
         raise PathFault(Stage.CONNECT, reply, f"{target}: {text}", peer=str(target)) from None
+    made(connection)
     await connection.open()
     return connection
 

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from relayd.channel_binding import end_point_binding
 from relayd.delivery.fault import PathFault, Stage, softened
 from relayd.delivery.offer import NO_OFFER, Offer
-from relayd.delivery.outflow import BLOCK, InThread, Outflow
+from relayd.delivery.outflow import InThread, Outflow, eight_bit
 from relayd.delivery.sasl import Authenticator
 from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls, Handshake, Untrusted
@@ -49,6 +49,9 @@ class Connection(Protocol):
     :ivar peer: ``host[address]:port``.
     :ivar tls: ``TLSv1.3 TLS_AES_256_GCM_SHA384 verified``, ``dane`` where TLSA records vouch for the certificate,
         without the last word where it does not hold; empty in the clear.
+    :ivar distrust: why the certificate does not hold, where nothing depends on it.
+    :ivar stage: where the dialogue stands.
+    :ivar greeting: what the next hop said first; *starttls*: whether it has offered STARTTLS.
     :ivar offer: the service extensions of the next hop.
     :ivar messages: how many transactions it has carried.
     :ivar closed: called once when the connection has ended.
@@ -66,7 +69,9 @@ class Connection(Protocol):
     ) -> None:
         self.target = target
         self.peer = str(target)
-        self.tls = ""
+        self.tls = self.distrust = ""
+        self.greeting: Reply | None = None
+        self.starttls = False
         self.offer = NO_OFFER
         self.messages = 0
         self.closed: Callable[[Connection], None] = lambda connection: None
@@ -77,7 +82,7 @@ class Connection(Protocol):
         self._in_thread = in_thread
         self._authenticator = authenticator or Authenticator(in_thread)
         self._state = _State.OPENING
-        self._stage = Stage.GREETING
+        self.stage = Stage.GREETING
         self._reader = ReplyReader(REPLY_LIMIT)
         self._waiter: Deferred[Reply] | None = None
         self._handshake: Handshake | None = None
@@ -114,7 +119,7 @@ class Connection(Protocol):
         self._state = _State.BUSY
         self._done = done = Deferred[tuple[Reply, ...]](self._cancelled)
         if body.octets is None and "8BITMIME" not in self.offer.extensions:
-            self._in_thread(lambda: _eight_bit(body)).addCallbacks(
+            self._in_thread(lambda: eight_bit(body)).addCallbacks(
                 lambda found: self._begin(sender, recipients, body, found),
                 lambda failure: self._unread(failure, len(recipients)),
             )
@@ -150,7 +155,7 @@ class Connection(Protocol):
         level = self.target.level
         if level is OutboundTls.IMPLICIT:
             await self._start_tls(level)
-        greeting = await self._ask(Stage.GREETING, b"")
+        greeting = self.greeting = await self._ask(Stage.GREETING, b"")
         if greeting.code != 220:
             raise self.path_fault(Stage.GREETING, greeting)
         await self._hello()
@@ -168,6 +173,7 @@ class Connection(Protocol):
         reply = await self._ask(Stage.EHLO, b"%b %b\r\n" % (verb, name))
         if reply.code == 250:
             self.offer = Offer.of(reply)
+            self.starttls = self.starttls or "STARTTLS" in self.offer.extensions
             return
         if reply.code in (500, 502) and not self.target.lmtp:  # RFC 5321 3.2: a server older than ESMTP
             reply = await self._ask(Stage.EHLO, b"HELO %b\r\n" % name)
@@ -189,7 +195,7 @@ class Connection(Protocol):
             raise self.path_fault(Stage.STARTTLS, reply)
 
     async def _start_tls(self, level: OutboundTls) -> None:
-        self._stage = Stage.TLS
+        self.stage = Stage.TLS
         try:
             self._handshake = self._client_tls.handshake(self.target.name, level, self.target.tlsa, self.target.also)
         except ValueError as error:
@@ -238,7 +244,7 @@ class Connection(Protocol):
         """Write *octets*; the one reply that is to follow."""
         if self._state is _State.CLOSED:
             raise self._fault(stage, "4.4.2", "Connection lost")
-        self._stage = stage
+        self.stage = stage
         self._waiter = waiter = Deferred[Reply]()
         self._expect(self._timeouts.command if seconds is None else seconds)
         if octets:
@@ -312,7 +318,7 @@ class Connection(Protocol):
         self._deadline = None
         if self._state is _State.BUSY:
             self._state = _State.IDLE
-            self._stage = Stage.IDLE
+            self.stage = Stage.IDLE
 
     def _report(self) -> None:
         """Tell the sender what came of the transaction, once nothing of this chunk is left to read."""
@@ -411,6 +417,7 @@ class Connection(Protocol):
             shaken.errback(self._fault(Stage.TLS, "4.7.5", f"The certificate does not hold: {error}"))
             return
         self._verified = agreed.verified
+        self.distrust = agreed.distrust
         held = " dane" if self.target.level is OutboundTls.DANE else " verified" if agreed.verified else ""
         self.tls = f"{agreed.version} {agreed.cipher}{held}"
         shaken.callback(None)
@@ -434,7 +441,7 @@ class Connection(Protocol):
             shaken.errback(fault)
         elif self._waiter is not None:
             waiter, self._waiter = self._waiter, None
-            waiter.errback(self._fault(self._stage, "4.4.2", text, detail))
+            waiter.errback(self._fault(self.stage, "4.4.2", text, detail))
         elif self._transaction is not None:
             stale = self._transaction.untouched
             self._transaction.failed(self._fault(self._transaction.stage, "4.4.2", text, detail, stale=stale))
@@ -489,12 +496,3 @@ def _reason(reason: Failure, handshake: Handshake | None) -> str:
         errors = reason.value.args[0] if reason.value.args else ()
         return "; ".join(str(entry[-1]) for entry in errors) or "TLS ended"
     return reason.getErrorMessage()
-
-
-def _eight_bit(body: MessageBody) -> bool:
-    """Whether a message holds octets above 127. Blocks."""
-    with body.open() as file:
-        while block := file.read(BLOCK):
-            if not block.isascii():
-                return True
-    return False

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from relayd.delivery.mx import Hop
+from relayd.delivery.mx import Hears, Hop, LeftOut, unheard
 from relayd.delivery.route import Route, RouteKind
 from relayd.delivery.tlsa import usable
 from relayd.model import Fault, Reply, Tlsa
@@ -34,9 +34,10 @@ class Dane:
     def __init__(self, resolver: Secured) -> None:
         self._resolver = resolver
 
-    async def secured(self, route: Route, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
+    async def secured(self, route: Route, hops: tuple[Hop, ...], left_out: Hears = unheard) -> tuple[Hop, ...]:
         """*hops* with the level that each must have; those of which nobody can tell are left out.
 
+        :param left_out: is told of these.
         :raises Fault: temporary: none is left.
         """
         by_mx = route.kind is RouteKind.MX
@@ -53,6 +54,8 @@ class Dane:
             published = found[hop.host, hop.port]
             if isinstance(published, Fault):
                 faults.append(published)
+                why = f"what certificate it must have cannot be looked up: {published.detail or published.reply}"
+                left_out(LeftOut(hop.host, why, hop.address, hop.port, hop.preference))
             else:
                 known.append(_held(hop, *published, also=route.domain if by_mx else ""))
         if not known:

@@ -53,6 +53,31 @@ class Hop:
         return self.socket or f"{self.host}[{self.address}]:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A host, or one address of it, that is not tried.
+
+    :ivar address: None: the whole host.
+    :ivar why: for people.
+    :ivar preference: as in :class:`Hop`, and *via* too.
+    """
+
+    host: str
+    why: str
+    address: IPAddress | None = None
+    port: int = 0
+    preference: int | None = None
+    via: Route | None = None
+
+
+#: Is told what is not tried: for whoever has to explain a route.
+Hears = Callable[[LeftOut], None]
+
+
+def unheard(left_out: LeftOut) -> None:
+    """For whoever has nothing to explain."""
+
+
 class Lookups(Protocol):
     """What is needed of :class:`relayd.resolver.Resolver`."""
 
@@ -99,15 +124,17 @@ async def hops(
     ourselves: Ourselves,
     port: int,
     shuffle: Callable[[list[str]], None] = random.shuffle,
+    left_out: Hears = unheard,
 ) -> tuple[Hop, ...]:
     """The addresses to try for *route*, in order.
 
     :param port: where the route names none.
+    :param left_out: is told of those that are not tried.
     :raises Fault: permanent, where DNS or this relay's place in the MX list says so; never for hops that the
         administrator wrote (design, promise 5).
     """
     if route.kind is RouteKind.MX:
-        return await _exchangers(route.domain, resolver, ourselves, port, shuffle)
+        return await _exchangers(route.domain, resolver, ourselves, port, shuffle, left_out)
     if route.hops[0].socket:
         return (Hop(route.hops[0].text, None, 0, socket=route.hops[0].socket),)
     found: list[Hop] = []
@@ -122,12 +149,17 @@ async def hops(
                 raise Fault(Reply.of(451, "4.4.4", f"{hop.host} has no address"))
         except Fault as fault:
             reply, detail = softened(fault.reply), fault.detail
+            left_out(LeftOut(hop.host, fault.reply.text, port=hop.port or port))
             continue
         at = hop.port or port
-        found.extend(Hop(hop.host, a, at) for a in interleaved(addresses) if not ourselves.listens(a, at))
+        for address in interleaved(addresses):
+            if ourselves.listens(address, at):
+                left_out(LeftOut(hop.host, "it is this relay itself", address, at))
+            else:
+                found.append(Hop(hop.host, address, at))
     if not found:
         raise Fault(reply, detail)
-    return tuple(found[:HOPS])
+    return _first(found, left_out)
 
 
 async def _exchangers(
@@ -136,14 +168,18 @@ async def _exchangers(
     ourselves: Ourselves,
     port: int,
     shuffle: Callable[[list[str]], None],
+    left_out: Hears,
 ) -> tuple[Hop, ...]:
-    records = (await resolver.mx(domain))[:EXCHANGERS]
+    records = await resolver.mx(domain)
+    for preference, host in records[EXCHANGERS:]:
+        left_out(LeftOut(host, f"only {EXCHANGERS} exchangers are looked at", port=port, preference=preference))
+    records = records[:EXCHANGERS]
     asked: list[tuple[int, str, Deferred[tuple[IPAddress, ...]]]] = [
         (preference, host, Deferred.fromCoroutine(resolver.addresses(host)))
         # RFC 5321 5.1: without an MX record the domain itself is the exchanger, of preference 0.
         for preference, host in records or ((0, domain),)
     ]
-    by_preference: dict[int, dict[str, tuple[IPAddress, ...]]] = {}
+    by_preference: _ByPreference = {}
     ours: int | None = None
     failed: Fault | None = None
     for preference, host, question in asked:
@@ -153,13 +189,15 @@ async def _exchangers(
             # A temporary failure decides: the exchanger that cannot be looked up may be the one that works.
             if not records or failed is None or fault.temporary:
                 failed = fault
+            left_out(LeftOut(host, fault.reply.text, port=port, preference=preference if records else None))
             continue
         if ours is None and (ourselves.named(host) or any(ourselves.listens(a, port) for a in addresses)):
             ours = preference
         by_preference.setdefault(preference, {})[host] = addresses
+        if not addresses:
+            left_out(LeftOut(host, "it has no address", port=port, preference=preference if records else None))
     if ours is not None:
-        # RFC 5321 5.1: what is as good as ourselves, or worse, would send it back to us.
-        by_preference = {p: hosts for p, hosts in by_preference.items() if p < ours}
+        by_preference = _better(by_preference, ours, port, left_out)
     found: list[Hop] = []
     for preference, hosts in sorted(by_preference.items()):
         order = list(hosts)
@@ -167,7 +205,7 @@ async def _exchangers(
         mx = preference if records else None
         found.extend(Hop(h, address, port, preference=mx) for h in order for address in interleaved(hosts[h]))
     if found:
-        return tuple(found[:HOPS])
+        return _first(found, left_out)
     if failed is not None and (failed.temporary or not records):
         raise failed
     if ours is not None:
@@ -176,6 +214,25 @@ async def _exchangers(
         Reply.of(550, "5.4.4", f"No mail exchanger of {domain} has an address"),
         failed.detail if failed is not None else "",
     )
+
+
+_ByPreference = dict[int, dict[str, tuple[IPAddress, ...]]]
+
+
+def _better(exchangers: _ByPreference, ours: int, port: int, left_out: Hears) -> _ByPreference:
+    """Those of *exchangers* that are better than *ours*, which is this relay."""
+    # RFC 5321 5.1: what is as good as ourselves, or worse, would send it back to us.
+    for preference, hosts in exchangers.items():
+        for host in [host for host, addresses in hosts.items() if addresses and preference >= ours]:
+            why = f"this relay itself is an exchanger, of preference {ours}: mail would loop"
+            left_out(LeftOut(host, why, port=port, preference=preference))
+    return {p: hosts for p, hosts in exchangers.items() if p < ours}
+
+
+def _first(found: Sequence[Hop], left_out: Hears) -> tuple[Hop, ...]:
+    for hop in found[HOPS:]:
+        left_out(LeftOut(hop.host, f"only {HOPS} addresses are tried", hop.address, hop.port, hop.preference))
+    return tuple(found[:HOPS])
 
 
 def interleaved(addresses: Sequence[IPAddress]) -> list[IPAddress]:

@@ -121,3 +121,12 @@ class Outflow:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def eight_bit(body: MessageBody) -> bool:
+    """Whether a message holds octets above 127. Blocks."""
+    with body.open() as file:
+        while block := file.read(BLOCK):
+            if not block.isascii():
+                return True
+    return False

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 
-from relayd.delivery.client import DEFAULT_TIMEOUTS, connect
+from relayd.delivery.client import DEFAULT_TIMEOUTS, as_allowed, connect
 from relayd.delivery.connection import Connection
 from relayd.delivery.fault import PathFault
 from relayd.delivery.outflow import InThread
@@ -18,7 +18,6 @@ from relayd.delivery.target import Target, Timeouts
 from relayd.delivery.tls import ClientTls
 from relayd.model import Recipient, Reply, Sender
 from relayd.queue.store import MessageBody
-from relayd.settings import OutboundTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,30 +164,18 @@ class ConnectionPool:
             oldest = next(iter(self._until))
             self._forget(oldest)
             self._leave(oldest)
-        try:
-            return await self._open(target, target)
-        except PathFault as fault:
-            if not fault.cleartext:
-                raise
-        # TLS that nobody asked for broke: the message goes in the clear rather than not at all (RFC 7435 3).
-        return await self._open(target, replace(target, tls=OutboundTls.NONE))
+        return await as_allowed(target, self._open)
 
-    def _open(self, target: Target, actual: Target) -> Deferred[Connection]:
-        opening = connect(
+    def _open(self, target: Target) -> Deferred[Connection]:
+        return connect(
             self._reactor,
-            actual,
+            target,
             hostname=self._hostname,
             tls=self._tls,
             in_thread=self._in_thread,
             authenticator=self._authenticator,
             timeouts=self._timeouts,
         )
-
-        def opened(connection: Connection) -> Connection:
-            connection.target = target  # kept for whoever asks the same again
-            return connection
-
-        return opening.addCallback(opened)
 
     def _take(self, kept: _Kept) -> Connection | None:
         while kept.idle:

@@ -18,6 +18,7 @@ from relayd.settings import Credential, Domain, DomainKind, NextHop, OutboundTls
 
 #: Files written to the drop folder at once: they share a directory fsync.
 DROPS = 64
+_MASQUERADE = "delivery.masquerade_domain"
 #: Recipients' domains whose routes are remembered.
 REMEMBERED = 10_000
 
@@ -38,8 +39,10 @@ class Route:
     :ivar domain: for MX the domain to look up, for DROP the name of the local domain.
     :ivar tls: the least TLS that mail on this route must have.
     :ivar connections: how many at once, at most; *first*: before anything succeeded (0 = the scheduler knows best).
-    :ivar reason: the configuration key that chose this route; empty for MX by default. *tls_reason*: that of its level.
+    :ivar reason: the configuration key that chose this route; empty for MX by default. *tls_reason*, *auth_reason* and
+        *connections_reason*: those of its level, credential and number of connections.
     :ivar rewrite: the envelope sender: ``relay@corp.example``, or ``*@corp.example`` for its domain alone; or empty.
+        *rewrite_reason*: the key of it.
     :ivar rate: how many messages, at most; *paced_by*: all routes of that name keep it together.
     :ivar fallback: the way for mail whose hosts cannot be found or reached.
     """
@@ -53,8 +56,11 @@ class Route:
     connections: int = 20
     reason: str = ""
     tls_reason: str = ""
+    auth_reason: str = ""
+    connections_reason: str = "delivery.connections_per_hop"
     first: int = 0
     rewrite: str = ""
+    rewrite_reason: str = ""
     rate: Rate | None = None
     paced_by: str = ""
     fallback: Route | None = None
@@ -98,17 +104,24 @@ class Router:
 
     def outbound(self, sender: Sender, route: Route) -> Sender:
         """*sender* as the next hop shall see it: as the route says, else ``masquerade_domain`` for local ones."""
+        becomes, key = self.rewriting(route)
+        if not becomes or sender.path.null:
+            return sender
+        if key == _MASQUERADE and sender.path.domain and not self._domains.is_local(sender.path.domain):
+            return sender
+        local, _, domain = becomes.rpartition("@")
+        return replace(sender, path=Path(sender.path.local if local == "*" else local, domain))
+
+    def rewriting(self, route: Route) -> tuple[str, str]:
+        """What envelope senders become on *route*, as ``rewrite_sender`` is written, and the key that says so; empty:
+        they stay. ``masquerade_domain`` is for senders of local domains alone.
+        """
         masquerade = self._settings.delivery.masquerade_domain
-        if route.local or sender.path.null:
-            return sender
+        if route.local:
+            return "", ""
         if route.rewrite:
-            local, _, domain = route.rewrite.rpartition("@")
-            return replace(sender, path=Path(sender.path.local if local == "*" else local, domain))
-        if not masquerade:
-            return sender
-        if not sender.path.domain or self._domains.is_local(sender.path.domain):
-            return replace(sender, path=Path(sender.path.local, masquerade))
-        return sender
+            return route.rewrite, route.rewrite_reason
+        return (f"*@{masquerade}", _MASQUERADE) if masquerade else ("", "")
 
     def _choose(self, domain: str) -> Route:
         delivery = self._settings.delivery
@@ -124,6 +137,7 @@ class Router:
                 credential=self._credential(table.auth),
                 reason=f"{table.origin}.route",
                 tls_reason="delivery.tls",
+                auth_reason=f"{table.origin}.auth",
             )
         elif delivery.smart_host and not delivery.direct_first:
             route = self._smart_host()
@@ -152,6 +166,7 @@ class Router:
             credential=self._credential(delivery.smart_host_auth),
             reason="delivery.smart_host",
             tls_reason="delivery.smart_host_tls" if own else "delivery.tls",
+            auth_reason="delivery.smart_host_auth",
         )
 
     def _direct(self, domain: str, table: Domain | None) -> Route:
@@ -164,7 +179,7 @@ class Router:
             route = Route(RouteKind.HOPS, f"address {literal.text}", hops=(literal,), tls=delivery.tls, reason=reason)
         else:
             route = Route(RouteKind.MX, f"mx {name}", name, tls=delivery.tls, reason=reason)
-        route = replace(route, credential=credential, tls_reason="delivery.tls")
+        route = replace(route, credential=credential, tls_reason="delivery.tls", auth_reason=f"{reason}.auth")
         if not delivery.smart_host:
             return route
         # The level and the credential of a domain are for its own hosts.
@@ -176,13 +191,17 @@ class Router:
 
     def _as_written(self, route: Route, table: Domain | None) -> Route:
         """*route* with what its ``[[domain]]`` says of any route, and the key that all of it makes."""
-        connections = (table.connections if table is not None else 0) or self._settings.delivery.connections_per_hop
-        route = replace(route, connections=connections)
-        if table is not None and table.tls is not None:
-            route = replace(route, tls=table.tls, tls_reason=f"{table.origin}.tls")
-        if table is not None:
-            paced = table.origin if table.rate is not None else ""
-            route = replace(route, rewrite=table.rewrite_sender, rate=table.rate, paced_by=paced)
+        route = replace(route, connections=self._settings.delivery.connections_per_hop)
+        if table is None:
+            return replace(route, key=_key(route))
+        origin = table.origin
+        if table.connections:
+            route = replace(route, connections=table.connections, connections_reason=f"{origin}.connections")
+        if table.tls is not None:
+            route = replace(route, tls=table.tls, tls_reason=f"{origin}.tls")
+        if table.rate is not None:
+            route = replace(route, rate=table.rate, paced_by=origin)
+        route = replace(route, rewrite=table.rewrite_sender, rewrite_reason=f"{origin}.rewrite_sender")
         return replace(route, key=_key(route))
 
     def _credential(self, name: str) -> Credential | None:

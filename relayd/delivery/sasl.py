@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -55,6 +55,20 @@ class Initiator(Protocol):
 Initiate = Callable[[Credential, str, bytes], Initiator]
 
 
+#: By the kind of a credential, the mechanisms that show it; one of them must be offered.
+MECHANISMS: Final = {"password": ("PLAIN", "LOGIN"), "oauth2": ("XOAUTH2",), "gssapi": ("GSSAPI",)}
+
+
+def not_offered(credential: Credential, offer: Offer) -> str:
+    """What is wrong where *offer* has no mechanism for *credential*; "" where it has one."""
+    wanted = MECHANISMS[credential.kind]
+    if any(mechanism in offer.mechanisms for mechanism in wanted):
+        return ""
+    if len(wanted) > 1:
+        return f"Neither AUTH {wanted[0]} nor AUTH {wanted[1]} is offered"
+    return f"AUTH {wanted[0]} is not offered"
+
+
 class Authenticator:
     """Authenticates connections to next hops; one for all of them.
 
@@ -99,7 +113,7 @@ class Authenticator:
         elif "LOGIN" in mechanisms:
             steps = [b"AUTH LOGIN\r\n", b64encode(user) + b"\r\n", b64encode(password) + b"\r\n"]
         else:
-            raise dialogue.auth_fault("Neither AUTH PLAIN nor AUTH LOGIN is offered")
+            raise dialogue.auth_fault(not_offered(credential, dialogue.offer))
         for number, step in enumerate(steps, 1):
             reply = await dialogue.say(step)
             if reply.code != (235 if number == len(steps) else 334):
@@ -107,8 +121,8 @@ class Authenticator:
 
     async def _xoauth2(self, dialogue: Dialogue, credential: Credential, tokens: Tokens) -> None:
         """A token that the next hop does not take may have been taken back: one more is tried, which is a new one."""
-        if "XOAUTH2" not in dialogue.offer.mechanisms:
-            raise dialogue.auth_fault("AUTH XOAUTH2 is not offered")
+        if why := not_offered(credential, dialogue.offer):
+            raise dialogue.auth_fault(why)
         for last in (False, True):
             try:
                 token = await tokens.token(credential)
@@ -127,8 +141,8 @@ class Authenticator:
                 raise dialogue.auth_refused(reply)
 
     async def _gssapi(self, dialogue: Dialogue, credential: Credential, initiate: Initiate) -> None:
-        if "GSSAPI" not in dialogue.offer.mechanisms:
-            raise dialogue.auth_fault("AUTH GSSAPI is not offered")
+        if why := not_offered(credential, dialogue.offer):
+            raise dialogue.auth_fault(why)
         initiator = initiate(credential, dialogue.target.name, dialogue.binding)
         command, challenge = b"AUTH GSSAPI %b\r\n", b""
         for _ in range(8):  # Kerberos needs three

@@ -54,12 +54,16 @@ class Requeue(Exception):
     """The hop takes no more connections for now, but works: the job's place is at the head of its queue."""
 
 
-def target_of(route: Route, hop: Hop, source_address: str = "", haste: float = math.inf) -> Target:
-    """How to speak to *hop* for mail on *route*.
+def targets_of(route: Route, hops: Sequence[Hop], source_address: str = "") -> tuple[tuple[Hop, Target], ...]:
+    """How to speak to each of *hops* for mail on *route*."""
+    hosts = [hop.host for hop in hops]
+    return tuple(
+        (hop, _target(hop.via or route, hop, source_address, HASTE if hop.host in hosts[n:] else math.inf))
+        for n, hop in enumerate(hops, 1)
+    )
 
-    :param haste: as :attr:`Target.haste`.
-    """
-    route = hop.via or route
+
+def _target(route: Route, hop: Hop, source_address: str, haste: float) -> Target:
     return Target(
         hop.host,
         hop.address,
@@ -118,12 +122,7 @@ class Sending:
                 found = await self._next_hops.of(destination.route)
             except Fault as fault:
                 return self._prevented(job, fault)
-            route = destination.route
-            hosts = [hop.host for hop in found]
-            destination.hops = tuple(
-                (hop, target_of(route, hop, self._source, HASTE if hop.host in hosts[n:] else math.inf))
-                for n, hop in enumerate(found, 1)
-            )
+            destination.hops = targets_of(destination.route, found, self._source)
             destination.hops_until = now + KEEP_HOPS
         return await self._try(destination, job)
 

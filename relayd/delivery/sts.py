@@ -18,7 +18,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from relayd.delivery.https import Answer, HttpsFault
-from relayd.delivery.mx import Hop
+from relayd.delivery.mx import Hears, Hop, LeftOut, unheard
 from relayd.delivery.route import Route, RouteKind
 from relayd.delivery.sts_folder import Kept, PolicyFolder, is_domain
 from relayd.delivery.sts_policy import Mode, Policy, parsed, published
@@ -113,9 +113,10 @@ class Sts:
 
     # ---- for delivery ---------------------------------------------------------------------------------------------
 
-    async def secured(self, route: Route, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
+    async def secured(self, route: Route, hops: tuple[Hop, ...], left_out: Hears = unheard) -> tuple[Hop, ...]:
         """*hops* with the level that the domain's policy asks for; those that it does not name are left out.
 
+        :param left_out: is told of these.
         :raises Fault: temporary: none is left.
         """
         policy = await self._policy(route.domain) if route.kind is RouteKind.MX else None
@@ -134,6 +135,10 @@ class Sts:
             )
         # RFC 8461 5: not to hosts that fail the match or the certificate, nor to those without STARTTLS.
         named = tuple(replace(hop, tls=OutboundTls.VERIFY, why=why) for hop in hops if hop.host not in strangers)
+        for hop in hops:
+            if hop.host in strangers:
+                why = "the domain's MTA-STS policy does not name it"
+                left_out(LeftOut(hop.host, why, hop.address, hop.port, hop.preference))
         if not named:
             raise Fault(
                 Reply.of(451, "4.7.5", f"No mail exchanger of {route.domain} is named by its MTA-STS policy"),

@@ -164,6 +164,7 @@ class Handshake:
             cipher=connection.get_cipher_name() or "",
             peer_name=self._name or self._address,
             verified=not why,
+            distrust=why,
         )
 
     def _name_fault(self, connection: SSL.Connection) -> str:
@@ -198,7 +199,7 @@ class DaneHandshake(Handshake):
             raise Untrusted(f"certificate cannot be read: {error}") from error
         if why:
             raise Untrusted(why)
-        return replace(super().finished(connection), verified=True)
+        return replace(super().finished(connection), verified=True, distrust="")
 
 
 def _certificates(file: File) -> list[x509.Certificate]:

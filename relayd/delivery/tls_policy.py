@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from relayd.delivery.dane import Dane
-from relayd.delivery.mx import Hop
+from relayd.delivery.mx import Hears, Hop, unheard
 from relayd.delivery.route import Route
 from relayd.delivery.sts import Sts
 from relayd.model import Fault, Reply
@@ -28,17 +28,18 @@ class TlsPolicy:
         self._sts = sts
         self._dane = dane
 
-    async def secured(self, route: Route, hops: tuple[Hop, ...]) -> tuple[Hop, ...]:
+    async def secured(self, route: Route, hops: tuple[Hop, ...], left_out: Hears = unheard) -> tuple[Hop, ...]:
         """*hops* with the level that each must have; those that may not be used are left out.
 
+        :param left_out: is told of these.
         :raises Fault: temporary: none is left, or nobody can tell for now.
         """
         if route.tls is OutboundTls.STS:
             if self._sts is None:
                 raise Fault(_NOT_ASKED, "MTA-STS is not served here")
-            return await self._sts.secured(route, hops)
+            return await self._sts.secured(route, hops, left_out)
         if route.tls is OutboundTls.DANE:
             if self._dane is None:
                 raise Fault(_NOT_ASKED, "DANE is not served here")
-            return await self._dane.secured(route, hops)
+            return await self._dane.secured(route, hops, left_out)
         return hops

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from relayd.delivery.dane import Dane
-from relayd.delivery.mx import Hop
+from relayd.delivery.mx import Hop, LeftOut
 from relayd.delivery.route import Route, RouteKind
 from relayd.model import Fault, Reply, Tlsa
 from relayd.settings import OutboundTls
@@ -109,6 +109,11 @@ def test_what_cannot_be_looked_up_is_passed_over(zone: Zone, what: str) -> None:
     assert levels(zone, ONE, TWO) == [("mx2.dest.example", OutboundTls.MAY)]
     fault = secured(zone, ONE, SIX).fault(Fault)
     assert (fault.reply.code, fault.reply.enhanced, fault.detail) == (451, "4.7.5", "SERVFAIL")
+    left_out: list[LeftOut] = []
+    Deferred.fromCoroutine(Dane(zone).secured(MX, (ONE, TWO), left_out.append))
+    assert [(one.host, one.address, one.why) for one in left_out] == [
+        (ONE.host, ONE.address, "what certificate it must have cannot be looked up: SERVFAIL")
+    ]
 
 
 def test_mx_records_that_cannot_be_looked_up(zone: Zone) -> None:

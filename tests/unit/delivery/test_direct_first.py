@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
-from relayd.delivery import Stage
+from relayd.delivery import NextHops, Stage, TlsPolicy
+from relayd.delivery.mx import LeftOut
 from relayd.model import Fault, Reply
 from relayd.resolver import NoSuchDomain, NullMx
 from relayd.settings import Credential, OutboundTls
 from tests.unit.delivery.fakes import UNKNOWN, Rig
-from tests.unit.delivery.values import claim, hop, settings
+from tests.unit.delivery.values import claim, hop, path, router, settings
 
 SILENT = Fault(Reply.of(451, "4.4.3", "DNS did not answer"))
 
 
+MADE = settings(
+    smart_host=(hop("smart.example:587"),),
+    smart_host_tls=OutboundTls.VERIFY,
+    smart_host_auth="m365",
+    direct_first=True,
+    credentials=(Credential("m365"),),
+)
+
+
 @pytest.fixture
 def rig() -> Rig:
-    return Rig(
-        settings(
-            smart_host=(hop("smart.example:587"),),
-            smart_host_tls=OutboundTls.VERIFY,
-            smart_host_auth="m365",
-            direct_first=True,
-            credentials=(Credential("m365"),),
-        )
-    )
+    return Rig(MADE)
 
 
 def under_way(rig: Rig) -> list[tuple[str, int, str, str]]:
@@ -92,3 +97,17 @@ def test_a_dead_direct_host_is_not_tried_for_each_message(rig: Rig) -> None:
     rig.pool.under_way[0].answer()
     rig.scheduler.take(claim("a@dest.example", message_id="M2", first_id=2))
     assert under_way(rig) == [SMART]
+
+
+def test_whoever_explains_hears_of_both_ways(rig: Rig) -> None:
+    rig.lookups.exchangers["dest.example"] = SILENT
+    rig.lookups.hosts["smart.example"] = (ip_address("192.0.2.1"),)
+    other = replace(MADE, delivery=replace(MADE.delivery, smart_host=(hop("gone.example"), *MADE.delivery.smart_host)))
+    route, _ = router(other).route(path("a@dest.example"))
+    left_out: list[LeftOut] = []
+    next_hops = NextHops(rig.lookups, TlsPolicy(), "relay.corp.example", (), 25)
+    Deferred.fromCoroutine(next_hops.of(route, left_out.append))
+    assert [(one.host, one.why, one.via) for one in left_out] == [
+        ("dest.example", "DNS did not answer", None),
+        ("gone.example", "The domain gone.example does not exist", route.fallback),
+    ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from relayd.delivery.mx import Hop, Ourselves, hops, is_here
+from relayd.delivery.mx import Hears, Hop, LeftOut, Ourselves, hops, is_here, unheard
 from relayd.delivery.route import Route
 from relayd.model import Fault, IPAddress, Path, Reply
 from relayd.resolver import NoSuchDomain, NullMx
@@ -38,13 +39,18 @@ class Lookups:
 
 
 def found(
-    lookups: Lookups, made: Settings | None = None, *, domain: str = "example.org", port: int = 25
+    lookups: Lookups,
+    made: Settings | None = None,
+    *,
+    domain: str = "example.org",
+    port: int = 25,
+    left_out: Hears = unheard,
 ) -> tuple[Hop, ...]:
     made = made or settings()
     route: Route = router(made).route(Path("a", domain))[0]
     ourselves = Ourselves("relay.corp.example", (Listener(address="192.0.2.25", port=25),))
     results: list[tuple[Hop, ...] | Failure] = []
-    Deferred.fromCoroutine(hops(route, lookups, ourselves, port, shuffle=list.sort)).addBoth(results.append)
+    Deferred.fromCoroutine(hops(route, lookups, ourselves, port, list.sort, left_out)).addBoth(results.append)
     (result,) = results
     if isinstance(result, Failure):
         result.raiseException()
@@ -163,6 +169,61 @@ class TestWrittenHops:
         with pytest.raises(Fault) as caught:
             found(Lookups((), addresses), self.made)
         assert caught.value.temporary
+
+
+class TestWhatIsLeftOut:
+    def told(self, lookups: Lookups, made: Settings | None = None) -> list[tuple[str, str, int | None, str]]:
+        """Host, address, preference and reason of each."""
+        left_out: list[LeftOut] = []
+        with suppress(Fault):
+            found(lookups, made, left_out=left_out.append)
+        return [(one.host, str(one.address or ""), one.preference, one.why) for one in left_out]
+
+    def test_nothing(self) -> None:
+        assert self.told(Lookups([(10, "a.example")], {"a.example": "::1"})) == []
+
+    def test_exchangers_that_nobody_finds(self) -> None:
+        records = [(10, "gone.example"), (20, "busy.example"), (30, "empty.example")]
+        assert self.told(Lookups(records, {"busy.example": BUSY, "empty.example": ""})) == [
+            ("gone.example", "", 10, "The domain gone.example does not exist"),
+            ("busy.example", "", 20, "DNS did not answer"),
+            ("empty.example", "", 30, "it has no address"),
+        ]
+
+    def test_loops(self) -> None:
+        records = [(5, "a.example"), (10, "b.example"), (10, "empty.example"), (20, "c.example")]
+        addresses: dict[str, str | Fault] = {
+            "a.example": "::1",
+            "b.example": "192.0.2.25",
+            "empty.example": "",
+            "c.example": "::2",
+        }
+        why = "this relay itself is an exchanger, of preference 10: mail would loop"
+        assert self.told(Lookups(records, addresses)) == [
+            ("empty.example", "", 10, "it has no address"),
+            ("b.example", "", 10, why),
+            ("c.example", "", 20, why),
+        ]
+
+    def test_what_is_too_much(self) -> None:
+        records = [(n, f"m{n}.example") for n in range(12)]
+        addresses: dict[str, str | Fault] = {
+            name: f"198.51.{n}.1 198.51.{n}.2" if n < 9 else "::1" for n, (_, name) in enumerate(records)
+        }
+        assert self.told(Lookups(records, addresses)) == [
+            ("m10.example", "", 10, "only 10 exchangers are looked at"),
+            ("m11.example", "", 11, "only 10 exchangers are looked at"),
+            ("m8.example", "198.51.8.1", 8, "only 16 addresses are tried"),
+            ("m8.example", "198.51.8.2", 8, "only 16 addresses are tried"),
+            ("m9.example", "::1", 9, "only 16 addresses are tried"),
+        ]
+
+    def test_hops_that_are_written(self) -> None:
+        lookups = Lookups((), {"one.example": "192.0.2.25 ::1", "two.example": ""})
+        assert self.told(lookups, settings(smart_host=(hop("one.example"), hop("two.example")))) == [
+            ("one.example", "192.0.2.25", None, "it is this relay itself"),
+            ("two.example", "", None, "two.example has no address"),
+        ]
 
 
 class TestOurselves:

@@ -165,3 +165,41 @@ def test_domains_under_one_wildcard_keep_one_rate() -> None:
     one, two = chosen.route(path("a@x.partner.example"))[0], chosen.route(path("a@y.partner.example"))[0]
     assert one.key != two.key
     assert (one.rate, one.paced_by) == (two.rate, two.paced_by) == (Rate(30, 60.0), "domain[0]")
+
+
+def test_what_said_so() -> None:
+    """The keys that settled a route, for whoever explains it."""
+    gate = remote(
+        "partner.example",
+        route=(hop("gate.example"),),
+        tls=OutboundTls.VERIFY,
+        auth="own",
+        connections=3,
+        rate=Rate(1, 1.0),
+        rewrite_sender="*@corp.example",
+        origin="domain[4]",
+    )
+    credentials = (Credential("own"), Credential("m365"))
+    chosen = router(settings(gate, smart_host=SMART, smart_host_auth="m365", credentials=credentials))
+    route = chosen.route(path("a@partner.example"))[0]
+    assert (route.tls_reason, route.auth_reason, route.connections_reason, route.paced_by) == (
+        "domain[4].tls",
+        "domain[4].auth",
+        "domain[4].connections",
+        "domain[4]",
+    )
+    assert chosen.rewriting(route) == ("*@corp.example", "domain[4].rewrite_sender")
+    route = chosen.route(path("a@other.example"))[0]
+    assert (route.tls_reason, route.auth_reason, route.connections_reason) == (
+        "delivery.tls",
+        "delivery.smart_host_auth",
+        "delivery.connections_per_hop",
+    )
+    assert chosen.rewriting(route) == ("", "")
+
+
+def test_masquerading_is_not_for_what_stays() -> None:
+    chosen = router(settings(local("corp.example"), masquerade_domain="site.example"))
+    assert chosen.rewriting(chosen.route(path("a@corp.example"))[0]) == ("", "")
+    there = chosen.route(path("a@other.example"))[0]
+    assert chosen.rewriting(there) == ("*@site.example", "delivery.masquerade_domain")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Destination:
 
     :ivar limit: transactions at once: grows by one with each success, is halved by each failure.
     :ivar listed: it stands in the scheduler's round.
+    :ivar succeeded_at: when a transaction succeeded last.
     :ivar served: jobs that came to an end since the last look; *rate*: jobs a second, over the last *looks*.
     :ivar away: jobs that were sent away and are thought to wait outside.
     :ivar hops: what to try, in order; looked up again after *hops_until*.
@@ -84,6 +86,7 @@ class Destination:
     hops: tuple[tuple[Hop, Target], ...] = ()
     hops_until: float = 0.0
     progress_at: float = 0.0
+    succeeded_at: float = -math.inf
     served: int = 0
     rate: float = 0.0
     looks: int = 0
@@ -110,9 +113,13 @@ class Destination:
     def stalled(self, now: float) -> bool:
         return self.active > 0 and now - self.progress_at > STALLED
 
+    def trusted(self, now: float) -> bool:
+        """Whether it may have more connections where these are scarce: it works, or has none yet that shows it."""
+        return not self.active or now - self.succeeded_at <= STALLED
+
     def succeeded(self, now: float) -> None:
         self.limit = min(self.limit + 1, self.route.connections)
-        self.progress_at = now
+        self.progress_at = self.succeeded_at = now
         self.patience = PATIENCE
         self.failure = None
 

@@ -309,6 +309,8 @@ class Scheduler(Service):
             while self._round and self._active < self._delivery.connections:
                 destination = self._round.popleft()
                 destination.listed = False
+                if not self._affords(destination):
+                    continue  # what it has under way lists it again, when that comes to an end
                 if destination.queue and destination.free and self._in_time(destination):
                     self._start(destination, destination.queue.popleft())
                     self._list(destination)
@@ -320,6 +322,11 @@ class Scheduler(Service):
         if destination.queue and destination.free and not destination.listed:
             destination.listed = True
             self._round.append(destination)
+
+    def _affords(self, destination: Destination) -> bool:
+        """Whether there are connections for *destination*: the second half is kept from those that hang, but for one
+        each."""
+        return self._active < self._delivery.connections // 2 or destination.trusted(self._clock())
 
     def _in_time(self, destination: Destination) -> bool:
         """Whether *destination* takes one more message now, which then counts; else it is looked at again in time."""

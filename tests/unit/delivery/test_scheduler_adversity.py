@@ -75,8 +75,8 @@ class TestALeaseThatEndedBeforeItsDelivery:
 class TestManyThatHang:
     @pytest.mark.parametrize(
         ("number", "each", "octets"),
-        [(20, 100, 10), (9, 250, 10), (3, 250, 260_000), (60, 60, 40_000)],
-        ids=["twenty", "nine full ones", "three with large mail", "sixty"],
+        [(20, 100, 10), (9, 250, 10), (3, 250, 260_000), (60, 60, 40_000), (500, 3, 10)],
+        ids=["twenty", "nine full ones", "three with large mail", "sixty", "more than there are connections for"],
     )
     def test_they_hold_up_nobody_else(self, number: int, each: int, octets: int) -> None:
         rig = Rig(settings())
@@ -89,6 +89,22 @@ class TestManyThatHang:
         states = rig.store.states()
         assert [states.get(n) for n in range(50_000, 50_200)] == ["delivered"] * 200
         assert rig.scheduler.room > 0
+
+    def test_they_stop_half_way_to_the_last_connection_when_they_had_many(self) -> None:
+        rig = Rig(settings(connections=100, connections_per_hop=20))
+        rig.pool.answers = lambda sending: sending.answer()
+        for n in range(10):
+            rig.queue(*many(200, f"worked{n}.example", start=1 + n * 200))
+        rig.scheduler.wake()
+        rig.pool.answers = lambda sending: sending.answer() if "works" in sending.target.host else None
+        rig.clock.advance(20.0)
+        for n in range(10):
+            rig.queue(*many(100, f"worked{n}.example", start=10_001 + n * 100))
+        rig.scheduler.wake()
+        assert 50 <= rig.scheduler.active < 70
+        rig.queue(*many(50, "works.example", start=50_000))
+        rig.scheduler.wake()
+        assert [rig.store.states().get(n) for n in range(50_000, 50_050)] == ["delivered"] * 50
 
     def test_when_they_answer_at_last_all_arrives(self) -> None:
         rig = Rig(settings())

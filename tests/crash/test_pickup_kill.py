@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import time
@@ -78,7 +79,12 @@ class Writer:
 
 def files(folder: Path) -> list[Path]:
     """What waits, the taken ones too."""
-    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 0]
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+            if path.is_file() and path.stat().st_size > 0:
+                found.append(path)
+    return found
 
 
 def test_killed_again_and_again_each_file_becomes_one_message(

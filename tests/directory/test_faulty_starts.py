@@ -159,7 +159,7 @@ class TestStart:
             notices = [event["text"] for event in relay.find("notice", key="server.user")]
         finally:
             relay.stop()
-        assert [text for text in notices if text.startswith(f"{hidden}/relayd/service.py is closed to nobody")]
+        assert [text for text in notices if text.startswith(f"{hidden}/relayd/") and " is closed to nobody" in text]
 
 
 class TestWinbind:

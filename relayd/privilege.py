@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as File
+from typing import Final
 
 from relayd.config import ConfigFault
 from relayd.delivery.durable import make_folder, sync_folder
 from relayd.settings import Settings
+
+#: Descriptors that relayd takes leave to have.
+FILES: Final = 65_536
 
 
 def secrets(settings: Settings) -> Iterator[tuple[str, File]]:
@@ -90,6 +94,19 @@ def _loopback(address: str) -> bool:
         return ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as this process may have, within reason: a shell's 1,024, which are for select(2), are fewer
+    than ``limits.connections`` and ``delivery.connections`` together."""
+    try:
+        import resource  # POSIX alone
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def insist_on_reading(secret: File) -> None:

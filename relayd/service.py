@@ -52,7 +52,16 @@ from relayd.log import LogWriter, twisted_log, twisted_observer
 from relayd.model import Fault
 from relayd.pickup import PickupFolder
 from relayd.policy import Policy, open_relay
-from relayd.privilege import as_root, hidden, insist_on_reading, may_read, prepare, secrets, unreadable_libraries
+from relayd.privilege import (
+    as_root,
+    hidden,
+    insist_on_reading,
+    may_read,
+    prepare,
+    raise_file_limit,
+    secrets,
+    unreadable_libraries,
+)
 from relayd.queue import SqliteStore
 from relayd.realm import RelayRealm
 from relayd.resolver import Resolver
@@ -226,6 +235,7 @@ class RelayService(MultiService):
 
     def _take_possession(self) -> None:
         settings = self.settings
+        raise_file_limit()
         self._open_log()
         for fault in self._warnings:
             self.events.emit(Notice(text=fault.text, key=fault.key, line=fault.line))

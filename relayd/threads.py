@@ -147,7 +147,10 @@ class AsyncioThread:
                 value = Failure()
             self._reactor.callFromThread(done, value)
 
-        self._loop.call_soon_threadsafe(self._start, call)
+        def not_begun() -> None:
+            self._reactor.callFromThread(done, Failure(_busy(f"{self.name} ends")))
+
+        self._loop.call_soon_threadsafe(self._start, call, not_begun)
         return result
 
     def end(self) -> Deferred[None]:
@@ -171,15 +174,22 @@ class AsyncioThread:
             loop.run_forever()
             for task in self._tasks:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*self._tasks))
+            # Those that had not begun end with CancelledError: what they would have told is told below.
+            loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         finally:
             loop.close()
             self._reactor.callFromThread(self._ended.callback, None)
 
-    def _start(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start(self, call: Callable[[], Coroutine[Any, Any, None]], not_begun: Callable[[], None]) -> None:
         task = asyncio.get_running_loop().create_task(call())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                not_begun()
+
+        task.add_done_callback(over)
 
 
 def _busy(detail: str) -> Fault:

@@ -58,6 +58,8 @@ BY_TICKET = ("GSSAPI", "GSS-SPNEGO")
 IDLE = {636: 16, DYNAMIC: 1}
 #: Sessions at once that have most threads started that there may be, and how many more may be.
 MANY, MORE_THREADS = 40, 8
+#: What the thread of the resolver holds once DNS was asked: its epoll, and the pair of sockets that wakes it.
+RESOLVER = {"anon_inode:": 1, "socket:": 2}
 #: Seconds until everybody must sign in again: a controller that failed rests, twice as long each time.
 RECOVERY = 60.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.directory.exchanges import Begun, Exchange, gssapi_kerberos, negotiated_ntlm, ntlm, spoiled
-from tests.directory.joined import BY_DIRECTORY, BY_TICKET, MORE_THREADS, Joined, joined_relay
+from tests.directory.joined import BY_DIRECTORY, BY_TICKET, MORE_THREADS, RESOLVER, Joined, joined_relay
 from tests.directory.relays import Log
 from tests.lab.directory import DirectoryLab
 from tests.lab.raw import Raw
@@ -158,7 +158,7 @@ class TestLeaving:
         with joined.running(more='[limits]\ncommand_timeout = "1s"\n'), contextlib.ExitStack() as stack:
             joined.send()  # the queue has all its files open from then on
             before = joined.footprint.holds()
-            before["thread"] += MORE_THREADS
+            before.update({"thread": MORE_THREADS, **RESOLVER})
             silent = []
             for name, exchange in joined.exchanges.items():
                 for step in range(1, len(responses[name])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import smtplib
 import socket
 import sqlite3
@@ -227,6 +228,17 @@ def _checked(relay: Relay) -> tuple[int, str]:
         text=True,
     )
     return done.returncode, done.stderr
+
+
+def test_a_shells_limit_of_descriptors_is_raised(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, HEAD + listener() + LOCAL)
+    relay.start(prefix=["sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh"])
+    try:
+        assert relay.process is not None
+        soft, hard = resource.prlimit(relay.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 65_536)
+    finally:
+        relay.stop()
 
 
 def test_systemd_is_told(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """The bounded pool: results, failures, and an answer at once when it is full."""
 
+import asyncio
 import threading
 from functools import partial
 from typing import TypeVar
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
 
 from relayd.model import Fault, Reply
-from relayd.threads import BoundedPool
+from relayd.threads import AsyncioThread, BoundedPool
 
 T = TypeVar("T")
 
@@ -87,3 +88,34 @@ def test_who_works_in_turn_chooses_when_a_thread_is_free(inbox: Inbox) -> None:
     assert begun == [1, 2]
     assert inbox.until(Deferred.fromCoroutine(pool.in_turn(partial(begin, 4)))) == 4
     pool.stop()
+
+
+class TestAsyncioThread:
+    def test_results_and_failures(self) -> None:
+        inbox = Inbox()
+        thread = AsyncioThread("test", inbox, at_once=2, waiting=2)  # type: ignore[arg-type]
+
+        async def half(number: int) -> float:
+            await asyncio.sleep(0)
+            return 1 / number
+
+        assert inbox.until(thread.run(half, 2)) == 0.5
+        failure = inbox.until(thread.run(half, 0))
+        assert isinstance(failure, Failure)
+        assert failure.check(ZeroDivisionError)
+        assert thread.pending == 0
+        inbox.until(thread.end())
+
+    def test_whoever_waits_at_the_end_is_told(self) -> None:
+        """What is under way, what waits for its turn, and what has not even begun."""
+        inbox = Inbox()
+        thread = AsyncioThread("test", inbox, at_once=1, waiting=3)  # type: ignore[arg-type]
+        asked = [thread.run(asyncio.sleep, 1000) for _ in range(4)]
+        full = thread.run(asyncio.sleep, 1000)
+        outcomes = DeferredList([*asked, full], consumeErrors=True)
+        ended = thread.end()
+        results = inbox.until(outcomes)
+        assert isinstance(results, list)
+        assert [failure.value.reply.enhanced for _, failure in results] == ["4.3.2"] * 5
+        inbox.until(ended)
+        assert isinstance(inbox.until(thread.run(asyncio.sleep, 0)), Failure)

@@ -73,8 +73,7 @@ def replies(octets: bytes, cuts: list[int]) -> bytes:
             break
         said += talk.send(octets[start:end])
     assert not [event for event in talk.seen if event.name == "fault"], talk.seen
-    if not talk.closed:
-        talk.hang_up()
+    talk.hang_up()  # where the session has closed the connection, this is what TCP says of it
     assert not talk.clock.getDelayedCalls()
     return said
 
